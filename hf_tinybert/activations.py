@@ -1,0 +1,41 @@
+"""What one forward pass hands to the losses. B batch, H heads, S sequence, D hidden size throughout the package."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class QueryKey:
+    """Attention scores kept as their factors: scores = query·keyᵀ·scaling, before mask and softmax.
+
+    `query` and `key` are (B, H, S, D/H), after any rotary embedding; `scaling` is the factor that the model applies.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+    def scores(self) -> Tensor:
+        """The scores themselves, (B, H, S, S) in float32."""
+        return self.query.float() @ self.key.float().mT * self.scaling
+
+
+@dataclass
+class Activations:
+    """One forward pass of a student or a teacher. What no loss asked for is None.
+
+    - `attention_mask`: (B, S), true at real tokens; None where every token is real.
+    - `logits`: whatever shape the head gives, (B, C) or (B, S, C).
+    - `hidden_states`: index 0 is the embedding output, m the output of layer m; each (B, S, D).
+    - `projected_states`: student only, {loss name: {m: (B, S, teacher's D)}}.
+    - `attentions`: index m − 1 is layer m: `QueryKey`, or scores (B, H, S, S) where the model hides its factors.
+    - `loss`: student only, the label loss, already normalised over the whole (accumulated, global) batch.
+    """
+
+    attention_mask: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    projected_states: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    attentions: tuple[QueryKey | Tensor, ...] | None = None
+    loss: Tensor | None = None

@@ -1,0 +1,168 @@
+"""One forward pass of a transformers model → Activations, without ever forming S×S scores where that can be avoided.
+
+A registered attention function runs sdpa, eager or flash attention as before and hands (query, key, scaling) out where
+`output_attentions=True` expects attention weights, so that they arrive in `outputs.attentions`. Architectures that do
+not route attention through transformers' interface fall back to eager, and the input of their softmax is recorded.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from .activations import Activations, QueryKey
+
+logger = logging.get_logger(__name__)
+
+
+class ActivationCapture:
+    """Captures what the losses read from `model`: attention scores and chosen hidden states.
+
+    `with capture.enabled():` switches the attention function and puts the old one back at the end. Inside, call the
+    model with `**capture.forward_arguments` under `capture.recording()`, then `capture.read(outputs, ...)`.
+    `hidden_layers` counts from 0, the embedding output.
+    """
+
+    def __init__(self, model: PreTrainedModel, attentions: bool = False, hidden_layers: Iterable[int] = ()):
+        self.model = model
+        self.attentions = attentions
+        self.hidden_layers = sorted(set(hidden_layers))
+        self.records_softmax = attentions and not model._can_set_attn_implementation()
+        if self.records_softmax:
+            logger.warning_once(
+                f"{type(model).__name__} computes attention without transformers' attention interface: its scores are "
+                "recorded before the softmax of eager attention, which takes memory quadratic in the sequence length."
+            )
+
+    @property
+    def forward_arguments(self) -> dict[str, Any]:
+        """Keyword arguments that make the model's forward return what is captured."""
+        arguments: dict[str, Any] = {"output_hidden_states": self.hidden_layers} if self.hidden_layers else {}
+        if self.attentions and not self.records_softmax:
+            arguments["output_attentions"] = True
+        return arguments
+
+    @contextlib.contextmanager
+    def enabled(self):
+        """Hand out query and key instead of attention weights; the previous attention function returns at the end."""
+        if not self.attentions or self.records_softmax:
+            yield
+            return
+        previous = self.model.config._attn_implementation
+        self.model.set_attn_implementation(_query_key_implementation(previous))
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(previous)
+
+    @contextlib.contextmanager
+    def recording(self):
+        """Around one forward call; gives the list that `read` takes for architectures without the interface."""
+        if not self.records_softmax:
+            yield None
+            return
+        with _SoftmaxInputs() as recorder:
+            yield recorder.scores
+
+    def read(
+        self,
+        outputs: Mapping[str, Any],
+        attention_mask: Tensor | None = None,
+        recorded_scores: list[Tensor] | None = None,
+        loss: Tensor | None = None,
+    ) -> Activations:
+        """Activations of one forward pass. Raises RuntimeError where a capture came back empty or incomplete."""
+        layers = self.model.config.num_hidden_layers
+        attentions = hidden_states = None
+        if self.attentions:
+            captured = recorded_scores if self.records_softmax else outputs.get("attentions") or ()
+            if len(captured) != layers or not all(isinstance(entry, (tuple, Tensor)) for entry in captured):
+                raise RuntimeError(
+                    f"{type(self.model).__name__} has {layers} layers but {len(captured)} attention scores were "
+                    "captured, so an attention loss would train nothing or the wrong layers. Load the model with "
+                    "attn_implementation='sdpa', or drop 'attention' from loss_type."
+                )
+            attentions = tuple(QueryKey(*entry) if isinstance(entry, tuple) else entry for entry in captured)
+        if self.hidden_layers:
+            hidden_states = outputs.get("hidden_states") or ()
+            if len(hidden_states) <= layers or any(hidden_states[layer] is None for layer in self.hidden_layers):
+                raise RuntimeError(
+                    f"{type(self.model).__name__} did not return the hidden states of layers {self.hidden_layers}: "
+                    "drop 'hidden' and 'embedding' from loss_type for this architecture."
+                )
+        return Activations(attention_mask, outputs.get("logits"), hidden_states, {}, attentions, loss)
+
+
+def _query_key_implementation(base: str) -> str:
+    """Register, once, the attention function that runs `base` and returns (query, key, scaling) as its weights."""
+    # transformers loads flash kernels by looking for "flash" in the name, which must not happen for ours
+    name = "query_key_" + base.replace("flash", "fa")
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _hand_out_query_key(base))
+        # without a mask function of the same name, padding would be attended to in silence
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[base])
+    if name not in AttentionMaskInterface().valid_keys():
+        raise RuntimeError(f"Attention '{name}' has lost its mask function: padding would be attended to.")
+    return name
+
+
+def _hand_out_query_key(base: str) -> Callable:
+    def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        kwargs.pop("output_attentions", None)  # sdpa and flash only use it to warn
+        if base == "eager":
+            output = _eager_attention(query, key, value, attention_mask, scaling, module.training, **kwargs)
+        else:
+            with _implementation(module.config, base):
+                output, _ = ALL_ATTENTION_FUNCTIONS[base](
+                    module, query, key, value, attention_mask, scaling=scaling, **kwargs
+                )
+        key = repeat_kv(key, query.shape[1] // key.shape[1])
+        return output, (query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+
+    return attention
+
+
+@contextlib.contextmanager
+def _implementation(config, name: str):
+    """Flash attention picks its kernel by the name in the config, so the base's own name has to stand there."""
+    if "flash" not in name:
+        yield
+        return
+    ours, config._attn_implementation_internal = config._attn_implementation_internal, name
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = ours
+
+
+def _eager_attention(query, key, value, attention_mask, scaling, training, dropout=0.0, **kwargs):
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = F.dropout(probabilities, p=dropout, training=training) @ value
+    return output.transpose(1, 2).contiguous()
+
+
+class _SoftmaxInputs(TorchFunctionMode):
+    """Records what every softmax over (B, H, S, S) is given: the scores of eager attention, mask included."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.softmax and args[0].dim() == 4 and args[0].shape[-1] == args[0].shape[-2]:
+            self.scores.append(args[0])
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,115 @@
+"""Learned projections W of student states to the teacher's width, living inside the student while it trains.
+
+They are a submodule of the student and run in its forward, by a hook that appends the projected states to the
+`hidden_states` that it returns. So the optimizer, clipping, zero_grad, DDP, FSDP and mixed precision reach them with
+no code of ours; saving, best-model loading and the Hub see the student without them.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .losses import DistillationLoss
+
+PROJECTIONS = "distillation_projections"
+PROJECTIONS_FILE = f"{PROJECTIONS}.safetensors"
+
+
+class Projections(nn.Module):
+    """One bias-free linear map (teacher's D, student's D) for each loss that projects; shared by its layers.
+
+    `layers` is {loss name: student layers}, 0 being the embedding output.
+    """
+
+    def __init__(self, layers: dict[str, list[int]], student_width: int, teacher_width: int):
+        super().__init__()
+        self.layers = layers
+        for name in layers:
+            self.add_module(name, nn.Linear(student_width, teacher_width, bias=False))
+
+    def forward(self, hidden_states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        """Every projected state, loss by loss in the order of `layers`."""
+        return tuple(getattr(self, name)(hidden_states[m]) for name, ms in self.layers.items() for m in ms)
+
+    def split(self, projected: tuple[Tensor, ...]) -> dict[str, dict[int, Tensor]]:
+        """The output of `forward` as {loss name: {layer: (B, S, teacher's D)}}."""
+        states = iter(projected)
+        return {name: {m: next(states) for m in ms} for name, ms in self.layers.items()}
+
+    @contextlib.contextmanager
+    def attached(self, student: PreTrainedModel):
+        """Live in `student` and append the projected states to its `hidden_states` while it is in train mode."""
+        student.add_module(PROJECTIONS, self)
+        hook = student.register_forward_hook(_append_projected_states)
+        try:
+            yield
+        finally:
+            hook.remove()
+            student._modules.pop(PROJECTIONS, None)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `distillation_projections.safetensors` into a checkpoint folder."""
+        save_file(self.state_dict(), Path(folder, PROJECTIONS_FILE))
+
+    def load(self, folder: str | Path) -> None:
+        """Read them back, so that resuming is exact. Raises ValueError where the file is missing or does not fit."""
+        path = Path(folder, PROJECTIONS_FILE)
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {PROJECTIONS_FILE}: it was saved with save_only_model=True or by a trainer without "
+                "hidden-state losses. Resume with the losses of that run, or start a new one from its model."
+            )
+        try:
+            self.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} is corrupt or belongs to other losses or models: {error}") from error
+
+
+def _append_projected_states(student: PreTrainedModel, args, outputs):
+    hidden_states = outputs.get("hidden_states") if student.training else None
+    if hidden_states:
+        outputs["hidden_states"] = tuple(hidden_states) + getattr(student, PROJECTIONS)(hidden_states)
+    return outputs
+
+
+@contextlib.contextmanager
+def detached(student: nn.Module):
+    """The plain student, for a moment in which it is saved or loaded; its projections return at the end."""
+    projections = student._modules.pop(PROJECTIONS, None)
+    try:
+        yield
+    finally:
+        if projections is not None:
+            student._modules[PROJECTIONS] = projections
+
+
+def projected_layers(losses: Iterable[DistillationLoss], layer_mapping) -> dict[str, list[int]]:
+    """{loss name: student layers} for the losses that project."""
+    return {loss.name: [m for m, _ in loss.hidden_layers(layer_mapping)] for loss in losses if loss.projects}
+
+
+class LeastSquares:
+    """Accumulates XᵀX and XᵀY over tokens, in float64, and solves min_W ‖X·Wᵀ − Y‖² + ridge for W (D_y, D_x).
+
+    The ridge is 1e-4 of the mean diagonal of XᵀX, so that a sample smaller than D_x has a solution too.
+    """
+
+    def __init__(self):
+        self.xx, self.xy = 0, 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """`x` (N, D_x) and `y` (N, D_y): N more tokens."""
+        x, y = x.double(), y.double()
+        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
+
+    def solve(self) -> Tensor:
+        """W (D_y, D_x) in float64."""
+        ridge = 1e-4 * self.xx.diagonal().mean() + torch.finfo(torch.float64).tiny
+        identity = torch.eye(len(self.xx), dtype=self.xx.dtype, device=self.xx.device)
+        return torch.linalg.solve(self.xx + ridge * identity, self.xy).T

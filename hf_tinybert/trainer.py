@@ -1,0 +1,326 @@
+"""DistillationTrainer: transformers' Trainer with a teacher."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
+
+from .activations import Activations
+from .arguments import DistillationArguments
+from .capture import ActivationCapture
+from .compatibility import check_activations, check_columns, check_compatible, check_finite, check_mask
+from .layer_mapping import map_layers
+from .losses import DistillationLoss
+from .projections import PROJECTIONS, LeastSquares, Projections, detached, projected_layers
+from .teachers import TeacherForward, forward_columns, freeze, load_teacher
+
+PROJECTION_ROWS = 256
+
+
+class DistillationTrainer(Trainer):
+    """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without one it is Trainer.
+
+    - `teacher_model`: a model, a Hub id or a local path; frozen, in eval mode, never saved.
+    - `losses`: loss modules; None builds them from `args` (`DistillationArguments`).
+    - Every loss is the mean over examples of the whole accumulated and global batch; the log has each, before its
+      weight, as `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone.
+    - Projections to the teacher's width start at the least-squares fit on the first 256 training rows, live in the
+      student only while `train` runs, and are kept in checkpoints as `distillation_projections.safetensors`.
+
+    Raises ValueError or TypeError, before any training, where student, teacher and losses do not fit.
+    """
+
+    losses: Sequence[DistillationLoss] = ()
+    _running: contextlib.ExitStack | None = None
+    _projections: Projections | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init=None,
+        compute_loss_func=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        optimizer_cls_and_kwargs=None,
+        preprocess_logits_for_metrics=None,
+        teacher_model: PreTrainedModel | str | None = None,
+        losses: Sequence[DistillationLoss] | None = None,
+    ):
+        distils = teacher_model is not None or bool(losses)
+        if distils and args is None:
+            args = DistillationArguments(output_dir="tmp_trainer")
+        if distils and not isinstance(args, DistillationArguments):
+            raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
+        if isinstance(teacher_model, str):
+            teacher_model = load_teacher(teacher_model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.teacher_model = teacher_model
+        if not distils:
+            return
+        self.losses = self.args.build_losses() if losses is None else list(losses)
+        self.layer_mapping = []
+        check_compatible(self.model, teacher_model, self.losses)
+        if self.args.n_gpu > 1:
+            raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
+        self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
+        if teacher_model is not None:
+            depths = self.model.config.num_hidden_layers, teacher_model.config.num_hidden_layers
+            self.layer_mapping = map_layers(self.args.layer_mapping, *depths)
+            freeze(teacher_model, self.args.device)
+
+    # ---- The time in which student and teacher are set up to be read ----
+
+    def train(self, *args, **kwargs):
+        """Trainer's `train`; the student is handed back as it came, also where training ends in an exception."""
+        if not self.losses:
+            return super().train(*args, **kwargs)
+        try:
+            with contextlib.ExitStack() as self._running:
+                if self.model_init is None:
+                    self._set_up(self.model)
+                return super().train(*args, **kwargs)
+        finally:
+            self._running = None
+
+    def call_model_init(self, trial=None):
+        """A new student: with it come new projections."""
+        student = super().call_model_init(trial)
+        if self._running is not None:
+            self._running.close()
+            self._projections = None
+            self._set_up(student)
+        return student
+
+    def create_optimizer(self, model=None):
+        """Trainer's; projections also join an optimizer that the user made before they existed."""
+        optimizer = super().create_optimizer(model)
+        if self._running is not None and self._projections is not None and not self._shards_itself:
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            missing = [parameter for parameter in self._projections.parameters() if id(parameter) not in held]
+            # into a group of the user's, so that the user's scheduler knows its learning rate
+            optimizer.param_groups[0]["params"].extend(missing)
+        return optimizer
+
+    def _set_up(self, student: PreTrainedModel) -> None:
+        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
+            raise ValueError("train_dataset is empty: check the path or the filter that made it.")
+        reads = frozenset().union(*(loss.reads for loss in self.losses))
+        layers = [pair for loss in self.losses for pair in loss.hidden_layers(self.layer_mapping)]
+        student_layers, teacher_layers = ([pair[side] for pair in layers] for side in (0, 1))
+        self._student_capture = ActivationCapture(student, "attentions" in reads, student_layers)
+        self._running.enter_context(self._student_capture.enabled())
+        self._teacher_forward = None
+        if self.teacher_model is not None:
+            capture = ActivationCapture(self.teacher_model, "attentions" in reads, teacher_layers)
+            self._running.enter_context(capture.enabled())
+            self._teacher_forward = TeacherForward(self.teacher_model, capture, "logits" in reads)
+        projected = projected_layers(self.losses, self.layer_mapping)
+        if projected:
+            if self._projections is None:
+                widths = student.config.hidden_size, self.teacher_model.config.hidden_size
+                self._projections = Projections(projected, *widths).to(student.device, student.dtype)
+                self._fit_projections(student)
+            self._running.enter_context(self._projections.attached(student))
+        self._first_step = True
+        self._num_examples = self._num_labels = None
+        self._components = defaultdict(float)
+        self._components_since = None
+
+    @torch.no_grad()
+    def _fit_projections(self, student: PreTrainedModel) -> None:
+        """Start each projection at the least-squares map of student to teacher states on the first training rows.
+
+        Every rank reads the same rows, so that any number of processes starts from the same projections.
+        """
+        fits = {name: LeastSquares() for name in self._projections.layers}
+        student.eval()
+        for inputs in self._first_rows():
+            teacher = self._teacher_forward(self._prepare_inputs(inputs))
+            check_finite(teacher)
+            inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
+            student_states = student(**inputs, **self._student_capture.forward_arguments).hidden_states
+            mask = inputs.get("attention_mask")
+            real = slice(None) if mask is None else mask.bool()
+            for loss in self.losses:
+                for m, g in loss.hidden_layers(self.layer_mapping) if loss.projects else []:
+                    teacher_state = teacher.hidden_states[g].to(student.device)
+                    fits[loss.name].add(student_states[m][real].flatten(0, -2), teacher_state[real].flatten(0, -2))
+        for name, fit in fits.items():
+            getattr(self._projections, name).weight.copy_(fit.solve())
+
+    def _first_rows(self) -> Iterator[dict[str, Any]]:
+        dataset = self.train_dataset
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset)
+        indexed = has_length(dataset)
+        rows = (dataset[i] for i in range(min(len(dataset), PROJECTION_ROWS))) if indexed else iter(dataset)
+        collator = self._get_collator_with_removed_columns(self.data_collator)
+        rows = islice(rows, PROJECTION_ROWS)
+        while batch := list(islice(rows, self.args.per_device_train_batch_size)):
+            yield collator(batch)
+
+    # ---- The loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
+        if self._running is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        check_mask(inputs, self.model.config.pad_token_id)
+        if self._first_step and self._teacher_forward:
+            check_columns(self._teacher_forward.columns, self.train_dataset, inputs)
+        teacher = self._teacher_forward(inputs) if self._teacher_forward else Activations()
+        outputs, student = self._student_forward(model, inputs, num_items_in_batch)
+        if self._first_step:
+            self._first_step = False
+            check_activations(self.losses, student, teacher)
+        total = 0.0
+        for loss in self.losses:
+            value = loss(student, teacher, self.layer_mapping)
+            if value.dim():  # DDP averages over ranks what is to be a mean over all their examples
+                examples = self._num_examples if self._num_examples is not None else len(value)
+                value = value.sum() * (self.accelerator.num_processes / examples)
+            self._components[loss.name] += value.detach()
+            total = total + loss.weight * value
+        return (total, outputs) if return_outputs else total
+
+    def _student_forward(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch
+    ) -> tuple[Any, Activations]:
+        capture = self._student_capture
+        mask = inputs.get("attention_mask")
+        inputs = {**self._student_inputs(inputs), **capture.forward_arguments}
+        loss = None
+        with capture.recording() as scores:
+            if any("loss" in loss.reads for loss in self.losses):
+                loss, outputs = self._task_loss(model, inputs, num_items_in_batch)
+            else:
+                outputs = model(**{name: value for name, value in inputs.items() if name not in self.label_names})
+        activations = capture.read(outputs, mask, scores, loss)
+        if self._projections is not None:
+            count = sum(map(len, self._projections.layers.values()))
+            activations.projected_states = self._projections.split(outputs["hidden_states"][-count:])
+        return outputs, activations
+
+    def _task_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch) -> tuple[Tensor, Any]:
+        """Trainer's label loss as a mean over all labels of the accumulated and global batch.
+
+        Sequence classification heads accept `num_items_in_batch` and ignore it (their loss comes out too large by the
+        number of accumulation steps), so the mean of this micro-batch is weighted here by its share of the labels.
+        """
+        if self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, True, num_items_in_batch)
+        labels = _count_labels(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, None)
+        total = self._num_labels if self._num_labels is not None else labels
+        share = self.accelerator.num_processes * labels / total
+        return torch.where(torch.as_tensor(labels > 0, device=loss.device), loss * share, 0.0), outputs
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, and the numbers of examples and labels of the accumulated batch over all ranks."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._running is not None:
+            counts = sum(map(find_batch_size, batch_samples)), sum(map(_count_labels, batch_samples))
+            if self.args.world_size > 1:
+                counts = torch.stack([torch.as_tensor(count, device=device) for count in counts])
+                counts = self.accelerator.reduce(counts, "sum")
+            self._num_examples, self._num_labels = counts
+        return batch_samples, num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log with `{name}_loss` of each loss beside `loss`: means over the steps since the last log."""
+        if "loss" in logs and self._running is not None and self._components:
+            values = torch.stack([torch.as_tensor(value) for value in self._components.values()])
+            steps = self.state.global_step - (self._components_since or self._initial_global_step)
+            values = (self.accelerator.reduce(values, "mean") / max(steps, 1)).tolist()
+            logs |= {f"{name}_loss": value for name, value in zip(self._components, values, strict=True)}
+            self._components.clear()
+            self._components_since = self.state.global_step
+        super().log(logs, start_time)
+
+    # ---- Inputs: the student's, and what only the teacher takes ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.losses and self.teacher_model is not None:
+            self._signature_columns += [
+                c for c in forward_columns(self.teacher_model) if c not in self._signature_columns
+            ]
+
+    def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` without what only the teacher's forward names (token types beside a DistilBERT student)."""
+        if not self.losses or self.teacher_model is None:
+            return inputs
+        teacher_only = set(forward_columns(self.teacher_model)) - set(forward_columns(self._student))
+        return {name: value for name, value in inputs.items() if name not in teacher_only}
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Trainer's, on the columns that the student takes."""
+        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+
+    # ---- Checkpoints: the student as it is, projections beside it ----
+
+    @property
+    def _student(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def _shards_itself(self) -> bool:
+        """FSDP and DeepSpeed checkpoints hold every submodule, projections included."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is not None:
+            state_dict = {name: value for name, value in state_dict.items() if f"{PROJECTIONS}." not in name}
+        with detached(self._student):
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        projections = self._projections if self._running is not None and not self._shards_itself else None
+        if projections is not None and self.args.should_save:
+            projections.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._running is None or self._projections is None or self._shards_itself:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with detached(self._student):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._projections.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
+            super()._load_best_model()
+
+
+def _count_labels(batch: dict[str, Any]) -> Tensor | int:
+    """Labels that count in the label loss; examples where the labels have other names (start and end positions)."""
+    labels = batch.get("labels")
+    return find_batch_size(batch) if labels is None else (labels != -100).sum()

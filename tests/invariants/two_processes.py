@@ -1,0 +1,58 @@
+"""Run by torchrun from test_processes.py: the same two steps whatever the number of processes, written down."""
+
+import argparse
+import os
+
+import torch
+from conftest import bert_config, build, pad, rows
+from training import distil
+from transformers import BertForSequenceClassification, BertForTokenClassification
+
+from hf_tinybert import AttentionLoss, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
+from hf_tinybert.projections import PROJECTIONS
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--tokens", action="store_true")
+    parser.add_argument("--intermediate", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    options = parser.parse_args()
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    model_class = BertForTokenClassification if options.tokens else BertForSequenceClassification
+    teacher, student = build(model_class, bert_config(4, 32), 1), build(model_class, bert_config(2, 16), 2)
+    losses = [AttentionLoss(), HiddenLoss(2.0), EmbeddingLoss()]
+    if not options.intermediate:
+        losses += [PredictionLoss(), TaskLoss(0.5)]
+    in_training = {}
+
+    def collate(features):
+        if hasattr(student, PROJECTIONS):
+            in_training.update({name: p.clone() for name, p in getattr(student, PROJECTIONS).named_parameters()})
+        return pad(features)
+
+    trainer, logs, gradients = distil(
+        options.folder,
+        student,
+        teacher,
+        losses,
+        train_dataset=rows(16, token_labels=options.tokens),
+        data_collator=collate,
+        per_device_train_batch_size=4 // world,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        activation_checkpointing=options.checkpointing,
+    )
+    assert trainer.accelerator.num_processes == world
+    torch.save(
+        {
+            "world": world,
+            "logs": [{name: log[name] for name in log if name.endswith("loss")} for log in logs],
+            "gradients": gradients,
+            "student": trainer._student.state_dict(),
+            "projections": trainer._projections.state_dict(),
+        },
+        f"{options.folder}/rank{rank}.pt",
+    )

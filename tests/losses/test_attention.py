@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from hf_tinybert.losses import attention_score_mse, score_matrix_mse
+
+B, H = 3, 4
+
+
+def reference(student_query, student_key, teacher_query, teacher_key, mask=None):
+    """Equation 7 in float64 with the S×S scores in full, one sequence at a time."""
+    values = []
+    for b in range(len(student_query)):
+        real = torch.ones(student_query.shape[2], dtype=torch.bool) if mask is None else mask[b].bool()
+        student, teacher = (
+            q[b][:, real].double() @ k[b][:, real].double().transpose(1, 2) / q.shape[-1] ** 0.5
+            for q, k in ((student_query, student_key), (teacher_query, teacher_key))
+        )
+        values.append(((student - teacher) ** 2).mean())
+    return torch.stack(values)
+
+
+def inputs(length, student_dim, teacher_dim, difference=None, seed=0):
+    """Random queries and keys; `difference` sets ‖scores difference‖ / ‖scores‖ (None: unrelated, order 1)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(B, H, length, *size, generator=generator)
+
+    teacher_query, teacher_key = normal(teacher_dim), normal(teacher_dim)
+    if difference is None:
+        return normal(student_dim), normal(student_dim), teacher_query, teacher_key
+    # the teacher's factors in the student's head size: exact scores by zero-padding or by a low-rank teacher
+    rank = min(student_dim, teacher_dim)
+    teacher_query[..., rank:], teacher_key[..., rank:] = 0, 0
+    scale = (student_dim / teacher_dim) ** 0.25  # the student divides by another √d
+    student_query, student_key = torch.zeros(B, H, length, student_dim), torch.zeros(B, H, length, student_dim)
+    student_query[..., :rank] = teacher_query[..., :rank] * scale
+    student_key[..., :rank] = teacher_key[..., :rank] * scale
+    student_query[..., :rank] *= 1 + difference * normal(rank)
+    return student_query, student_key, teacher_query, teacher_key
+
+
+def padding(length):
+    lengths = torch.tensor([length, max(1, length // 2), max(1, length - 3)])
+    return (torch.arange(length) < lengths[:, None]).long()
+
+
+def value_and_gradients(loss, student_query, student_key, *rest):
+    query, key = student_query.clone().requires_grad_(), student_key.clone().requires_grad_()
+    value = loss(query, key, *rest)
+    weights = torch.arange(1.0, B + 1, dtype=value.dtype)  # each sequence its own upstream gradient
+    (value * weights).sum().backward()
+    return value.detach(), query.grad, key.grad
+
+
+def relative_error(result, expected):
+    return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64, 90, 91, 128, 512])
+@pytest.mark.parametrize(("student_dim", "teacher_dim"), [(26, 64), (32, 32), (64, 16)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("difference", [None, 0.3, 0.1, 0.03, 0.01])
+def test_equals_the_float64_reference(length, student_dim, teacher_dim, masked, difference):
+    tensors = inputs(length, student_dim, teacher_dim, difference)
+    mask = padding(length) if masked else None
+    expected = value_and_gradients(reference, *tensors, mask)
+    result = value_and_gradients(attention_score_mse, *tensors, mask)
+    for got, want in zip(result, expected, strict=True):
+        assert relative_error(got, want) < 1e-3
+
+
+@pytest.mark.parametrize("difference", [1e-3, 1e-4, 1e-5])
+def test_float64_is_the_remedy_where_scores_agree_more_closely(difference):
+    tensors = inputs(512, 26, 64, difference)
+    expected = value_and_gradients(reference, *tensors)
+    result = value_and_gradients(lambda *args: attention_score_mse(*args, dtype=torch.float64), *tensors)
+    for got, want in zip(result, expected, strict=True):
+        assert relative_error(got, want) < 1e-3
+
+
+@pytest.mark.parametrize("length", [8, 128])
+def test_other_scalings_and_half_precision_inputs(length):
+    tensors = [tensor.bfloat16() for tensor in inputs(length, 16, 32)]
+    result = attention_score_mse(*tensors, student_scaling=0.5, teacher_scaling=2.0)
+    student_query, student_key, teacher_query, teacher_key = (tensor.double() for tensor in tensors)
+    expected = (0.5 * student_query @ student_key.mT - 2.0 * teacher_query @ teacher_key.mT).square().mean((1, 2, 3))
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("length", [8, 256])
+def test_autocast_changes_nothing(length):
+    tensors = inputs(length, 26, 64)
+    plain = value_and_gradients(attention_score_mse, *tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = value_and_gradients(attention_score_mse, *tensors)
+    for got, want in zip(mixed, plain, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_score_matrices_give_the_same_loss():
+    student_query, student_key, teacher_query, teacher_key = inputs(40, 8, 8)
+    mask = padding(40)
+    scores = (query @ key.mT / 8**0.5 for query, key in ((student_query, student_key), (teacher_query, teacher_key)))
+    expected = reference(student_query, student_key, teacher_query, teacher_key, mask)
+    torch.testing.assert_close(score_matrix_mse(*scores, mask).double(), expected, rtol=1e-5, atol=0)
+
+
+def saved_bytes(length):
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    student_query, student_key, teacher_query, teacher_key = inputs(length, 26, 64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attention_score_mse(
+            student_query.requires_grad_(), student_key.requires_grad_(), teacher_query, teacher_key, padding(length)
+        )
+    return max(sizes), sum(sizes)
+
+
+def test_nothing_saved_for_backward_grows_faster_than_the_sequence():
+    (largest_short, total_short), (largest_long, total_long) = saved_bytes(512), saved_bytes(2048)
+    assert largest_long <= 4 * largest_short
+    assert total_long <= 4 * total_short
+    assert largest_long < B * H * 2048 * 2048 * 4 / 10  # far from a score matrix
+
+
+def test_differing_head_counts_are_refused():
+    query = torch.randn(1, 4, 8, 16)
+    with pytest.raises(ValueError, match="4 attention heads and the teacher 2"):
+        attention_score_mse(query, query, query[:, :2], query[:, :2])

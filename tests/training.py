@@ -1,0 +1,72 @@
+"""Short training runs for the tests, with everything that happened recorded."""
+
+import torch
+from conftest import pad, rows
+from transformers import TrainerCallback
+
+from hf_tinybert import DistillationArguments, DistillationTrainer
+
+
+class GradientRecorder(TrainerCallback):
+    """Keeps the gradients that the optimizer is given, step by step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        named = model.named_parameters()
+        self.steps.append({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+
+
+def arguments(folder, **changes) -> DistillationArguments:
+    """One step over 8 rows in order, nothing clipped, nothing reported; change what the test is about."""
+    defaults = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "max_grad_norm": 0.0,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+    }
+    return DistillationArguments(**defaults | changes)
+
+
+def distil(folder, student, teacher, losses=None, train_dataset=None, data_collator=pad, callbacks=(), **changes):
+    """Train and return (trainer, logs of training steps, gradients of each step)."""
+    recorder = GradientRecorder()
+    trainer = DistillationTrainer(
+        model=student,
+        args=arguments(folder, **changes),
+        train_dataset=rows(8) if train_dataset is None else train_dataset,
+        eval_dataset=rows(8, seed=1),
+        data_collator=data_collator,
+        callbacks=[recorder, *callbacks],
+        teacher_model=teacher,
+        losses=losses,
+    )
+    trainer.train()
+    return trainer, [log for log in trainer.state.log_history if "loss" in log], recorder.steps
+
+
+def assert_same_run(result, expected, rtol=1e-4, atol=1e-6):
+    """The same losses, component by component, and the same gradients, up to rounding."""
+    (_, logs, gradients), (_, expected_logs, expected_gradients) = result, expected
+    assert len(gradients) == len(expected_gradients) > 0
+    for log, want in zip(logs, expected_logs, strict=True):
+        assert set(log) == set(want)
+        for name in (name for name in want if name.endswith("loss")):
+            assert abs(log[name] - want[name]) <= rtol * abs(want[name]) + atol, (name, log[name], want[name])
+    for step, want_step in zip(gradients, expected_gradients, strict=True):
+        assert set(step) == set(want_step)
+        scale = max(want.abs().max().item() for want in want_step.values())
+        for name, want in want_step.items():
+            torch.testing.assert_close(
+                step[name], want, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
