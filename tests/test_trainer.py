@@ -155,8 +155,7 @@ def test_projections_change_and_are_clipped_and_zeroed_with_everything_else(tmp_
         tmp_path, student, teacher, callbacks=[callback], max_steps=3, max_grad_norm=0.01, learning_rate=1.0
     )
     assert {name for name in gradients[0] if PROJECTIONS in name} == {
-        f"{PROJECTIONS}.hidden.weight",
-        f"{PROJECTIONS}.embedding.weight",
+        f"{PROJECTIONS}.{loss}.{part}" for loss in ("hidden", "embedding") for part in ("weight", "bias")
     }
     assert callback.norms == pytest.approx([0.01] * 3, rel=1e-3)
     assert callback.zeroed == [True] * 3
@@ -189,7 +188,9 @@ def test_the_student_is_handed_back_clean(tmp_path, student, teacher, raise_at):
     assert is_clean(teacher, plain_teacher)
     assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), plain_teacher.parameters(), strict=True))
     assert set(load_file(tmp_path / "checkpoint-1/model.safetensors")) == set(plain.state_dict())
-    assert set(load_file(tmp_path / f"checkpoint-1/{PROJECTIONS_FILE}")) == {"hidden.weight", "embedding.weight"}
+    assert set(load_file(tmp_path / f"checkpoint-1/{PROJECTIONS_FILE}")) == {
+        f"{loss}.{part}" for loss in ("hidden", "embedding") for part in ("weight", "bias")
+    }
     _, loading = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "checkpoint-1", output_loading_info=True
     )
@@ -279,7 +280,7 @@ def test_auto_find_batch_size(tmp_path, student, teacher):
     assert is_clean(student, plain)
     assert logs[-1]["hidden_loss"] > 0
     groups = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert len(groups) == len(set(groups)) == len(list(plain.parameters())) + 2
+    assert len(groups) == len(set(groups)) == len(list(plain.parameters())) + 4
     assert any(PROJECTIONS in name for name in gradients[-1])
 
 
@@ -419,10 +420,11 @@ def test_projections_start_at_the_least_squares_fit(tmp_path, student, teacher):
                 states["x"].append(ours[m][0].double())
                 states["y"].append(theirs[g][0].double())
     x, y = torch.cat(states["x"]), torch.cat(states["y"])
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     expected = x @ torch.linalg.lstsq(x, y, rcond=1e-4, driver="gelsd").solution
     distil(tmp_path, student, teacher, train_dataset=data, callbacks=[callback])
-    hidden = callback.projections[0][0]
-    torch.testing.assert_close(x @ hidden.double().T, expected, rtol=1e-2, atol=1e-2)
+    weight, bias = callback.projections[0][:2]
+    torch.testing.assert_close(x[:, :-1] @ weight.double().T + bias, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_a_teacher_by_path_and_what_is_refused_there(tmp_path, student, teacher):

@@ -18,7 +18,10 @@ def hidden_state_mse(student_hidden: Tensor, teacher_hidden: Tensor, attention_m
 
 
 class HiddenLoss(DistillationLoss):
-    """L = Σ_m MSE(H_m·W_h, H^T_g(m)) over the mapped layers, W_h shared by all of them (equation 8)."""
+    """L = Σ_m MSE(H_m·W_h + b, H^T_g(m)) over the mapped layers, which share the projection (equation 8).
+
+    The bias b is the original code's; the equation has none.
+    """
 
     name = "hidden"
     reads = frozenset({"hidden_states"})

@@ -62,6 +62,13 @@ def test_gradient_accumulation(run, batch, accumulation):
     assert_same_run(split, run())
 
 
+def test_gradient_accumulation_without_labels(tmp_path, student, teacher):
+    data, runs = rows(8).remove_columns("labels"), []
+    for changes in ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}):
+        runs.append(distil(tmp_path, copy.deepcopy(student), teacher, train_dataset=data, **changes))
+    assert_same_run(*runs)
+
+
 def test_sdpa_against_eager(run):
     def eager(student, teacher):
         student.set_attn_implementation("eager")

