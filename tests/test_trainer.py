@@ -84,6 +84,13 @@ def test_without_a_teacher_it_is_trainer(tmp_path, request, task, arguments_clas
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
 
 
+def test_the_teacher_runs_in_the_students_precision(tmp_path, student, teacher):
+    seen = []
+    teacher.bert.encoder.layer[3].output.dense.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    distil(tmp_path, student, teacher, bf16=True)
+    assert seen[-1] is torch.bfloat16
+
+
 class ForwardSpy:
     """Records the keyword arguments of every forward pass made in eval mode."""
 
