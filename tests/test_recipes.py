@@ -54,7 +54,7 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
 
 @pytest.mark.slow
 def test_step_benchmark(tmp_path):
-    flags = ("--lengths", 16, "--tokens", 32, "--rounds", 1, "--steps", 2)
+    flags = ("--lengths", 16, "--tokens", 32, "--rounds", 1, "--steps", 2, "--memory")
     printed = run(tmp_path, ROOT / "recipes/benchmarks/step.py", *flags)
     (row,) = json.loads((tmp_path / "runs/step.json").read_text())["rows"]
     assert row["S"] == 16

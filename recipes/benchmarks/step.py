@@ -1,6 +1,6 @@
 """Time and peak memory of one intermediate step, BERT-base → TinyBERT4 (random weights), by sequence length.
 
-    python recipes/benchmarks/step.py [--device cuda --bf16] [--lengths 128 512 2048] [--rounds 5]
+    python recipes/benchmarks/step.py [--device cuda --bf16] [--lengths 128 512 2048] [--rounds 5] [--memory]
 
 `limit`: teacher forward, student forward and backward under sdpa and nothing else. `eager`: the usual Trainer subclass
 (output_attentions, MSE of attention probabilities and of projected hidden states). `ours`: DistillationTrainer with
@@ -29,6 +29,7 @@ parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
 parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
+parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
 parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
 options = parser.parse_args()
 cuda = options.device == "cuda"
@@ -106,8 +107,10 @@ for length in options.lengths:
     row |= {f"{name} ms": milliseconds(times) for name, (_, times) in runs.items()}
     row |= {f"{name} / limit": row[f"{name} ms"] / row["limit ms"] for name in ("ours", "eager")}
     del runs, trainer
-    row |= {f"{name} MB": peak_megabytes(name, length) for name in ("limit", "ours", "eager")}
-    results.append({name: round(value, 3) for name, value in row.items()})
-print("| " + " | ".join(results[0]) + " |", "|---" * len(results[0]) + "|", sep="\n")
-print("\n".join("| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in results))
+    if options.memory:
+        row |= {f"{name} MB": peak_megabytes(name, length) for name in ("limit", "ours", "eager")}
+    results.append(row)
+    if len(results) == 1:
+        print("| " + " | ".join(row) + " |", "|---" * len(row) + "|", sep="\n")
+    print("| " + " | ".join(f"{value:.4g}" for value in row.values()) + " |", flush=True)
 Path("runs/step.json").write_text(json.dumps({"torch": torch.__version__, "rows": results}))
