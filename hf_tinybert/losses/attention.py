@@ -27,7 +27,7 @@ def attention_score_mse(
     ‖QKᵀ‖² = ⟨QᵀQ, KᵀK⟩: linear in S, exact, gradients to the student only. Up to S = 2·(d_s + d_t) QKᵀ itself costs
     less and is used. The Gram form cancels: with r = ‖scores‖ / ‖their difference‖ the relative error in float32 is
     about 1e-6·r for the gradient and, except on a CPU (float64 Grams), 1e-7·r² for the value. Where that is too much
-    pass `dtype=torch.float64`. Raises ValueError for differing head counts. The original code counts padded queries too.
+    pass `dtype=torch.float64`. Raises ValueError for differing head counts. Unlike the original, skips padded queries.
     """
     if student_query.shape[1] != teacher_query.shape[1]:
         raise ValueError(
