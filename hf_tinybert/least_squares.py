@@ -88,6 +88,7 @@ def write_linear(linear: nn.Linear, weight: Tensor):
 
 
 def read_linear(linear: nn.Linear) -> Tensor:
+    """A linear map as [d + 1, outputs] in float64, its bias in the last row."""
     return torch.cat([linear.weight.T, linear.bias[None]]).double()
 
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that holds the Transformer layers."""
     return model.base_model.transformer if model.config.model_type == "distilbert" else model.base_model.encoder
 
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .layer_mapping import map_layers
 from .model_reduction import reduce_model
+from .teachers import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def create_student(
                 f"init='teacher' with another {narrower} cuts the teacher down on data: pass sample=, a few hundred "
                 "tokenised rows of the task (labels are not used), or use init='random'."
             )
-    _check_finite(teacher)
+    check_weights(teacher)
     # What nothing of the teacher fits is drawn from a fixed seed: the global random state plays no part.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _evaluation_mode(teacher):
         torch.manual_seed(0)
@@ -140,12 +141,6 @@ def _check_reducible(config: PretrainedConfig, layers: list[int]):
         )
     if any(later <= earlier for earlier, later in itertools.pairwise(layers)):
         raise ValueError(f"init='teacher' needs teacher layers that increase, layer_mapping gives {layers}.")
-
-
-def _check_finite(teacher: PreTrainedModel):
-    for name, parameter in teacher.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"The teacher's weight {name} holds NaN or infinity: load or train the teacher again.")
 
 
 @contextmanager

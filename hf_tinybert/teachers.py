@@ -40,12 +40,17 @@ def freeze(teacher: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
     Raises ValueError where a weight is NaN or infinite.
     """
-    for name, parameter in teacher.named_parameters():
-        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise ValueError(f"The teacher's weight '{name}' holds NaN or infinity: reload or retrain the teacher.")
+    check_weights(teacher)
     if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
         teacher.to(device)
     return teacher.requires_grad_(False).eval()
+
+
+def check_weights(teacher: PreTrainedModel) -> None:
+    """Raise ValueError, naming the weight, where the teacher holds NaN or infinity."""
+    for name, parameter in teacher.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ValueError(f"The teacher's weight '{name}' holds NaN or infinity: reload or retrain the teacher.")
 
 
 class TeacherForward:
