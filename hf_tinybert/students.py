@@ -145,11 +145,17 @@ def _check_reducible(config: PretrainedConfig, layers: list[int]):
 
 @contextmanager
 def _evaluation_mode(model: nn.Module):
+    """Eval mode, and without the autocast that Accelerate leaves around `forward` after bf16 training or evaluation."""
     modes = [(module, module.training) for module in model.modules()]
+    wrapped = model.__dict__.get("forward")
+    if "_original_forward" in model.__dict__:
+        model.forward = model._original_forward
     model.eval()
     try:
         yield
     finally:
+        if wrapped is not None:
+            model.forward = wrapped
         for module, mode in modes:
             module.training = mode
 

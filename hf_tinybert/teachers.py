@@ -1,15 +1,18 @@
 """The teacher: loaded, frozen, placed, and asked only for what the losses read."""
 
+import hashlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .activations import Activations
 from .capture import ActivationCapture
+from .sharded_map import sharded_map
 
 
 def load_teacher(name_or_path: str) -> PreTrainedModel:
@@ -53,21 +56,71 @@ def check_weights(teacher: PreTrainedModel) -> None:
             raise ValueError(f"The teacher's weight '{name}' holds NaN or infinity: reload or retrain the teacher.")
 
 
-class TeacherForward:
-    """Runs `teacher` without gradients, in eval mode, and returns Activations; its head only if `logits` are read."""
+TEACHER_LOGITS = "teacher_logits"
 
-    def __init__(self, teacher: PreTrainedModel, capture: ActivationCapture, logits: bool):
-        self.teacher = teacher
-        self.capture = capture
-        self.model = teacher if logits else teacher.base_model
-        self.columns = forward_columns(self.model)
+
+def cache_logits(
+    teacher: PreTrainedModel,
+    dataset: datasets.Dataset,
+    processing_class: PreTrainedTokenizerBase,
+    batch_size: int = 64,
+) -> datasets.Dataset:
+    """`dataset` with the teacher's logits in a column `teacher_logits`, which `DistillationTrainer` reads instead of
+    running the teacher.
+
+    One pass in eval mode, rows of similar length together, shared between processes. Where the data set is on disk, so
+    is the result (`sharded_map`), named by the rows' fingerprint and a digest of the teacher's weights: the same call
+    again reads it, another teacher or other rows do not. Logits are (C,) a row, in float32.
+    """
+    teacher.eval()
+    collate, columns = DataCollatorWithPadding(processing_class), forward_columns(teacher)
+    columns = [name for name in columns if name in dataset.column_names]
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Any]) -> Activations:
+    def logits(batch: dict[str, list]) -> dict[str, Any]:
+        lengths = [len(ids) for ids in batch["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        found: list[Any] = [None] * len(lengths)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            inputs = collate([{name: batch[name][index] for name in columns} for index in chosen])
+            outputs = teacher(**inputs.to(teacher.device)).logits.float().cpu().numpy()
+            for index, values in zip(chosen, outputs, strict=True):
+                found[index] = values
+        return {TEACHER_LOGITS: found}
+
+    key = f"{TEACHER_LOGITS} {weights_digest(teacher)} {columns}"
+    return sharded_map(dataset, logits, key, batch_size=32 * batch_size, desc="Teacher logits")
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """A hash of every weight, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class TeacherForward:
+    """Runs `teacher` without gradients, in eval mode, and returns Activations; its head only if logits are read."""
+
+    def __init__(self, teacher: PreTrainedModel, capture: ActivationCapture, reads_logits: bool):
+        self.teacher = teacher
+        self.capture = capture
+        self.captures = capture.attentions or bool(capture.hidden_layers)
+        self.reads_logits = reads_logits
+        self.columns = forward_columns(teacher if reads_logits else teacher.base_model)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Any], head: bool = True) -> Activations:
+        """`head=False` leaves the head out although logits are read."""
         self.teacher.eval()
-        inputs = {name: value for name, value in inputs.items() if name in self.columns}
+        model = self.teacher if head and self.reads_logits else self.teacher.base_model
+        columns = forward_columns(model)
+        inputs = {name: value for name, value in inputs.items() if name in columns}
         with self.capture.recording() as scores:
-            outputs = self.model(**inputs, **self.capture.forward_arguments)
+            outputs = model(**inputs, **self.capture.forward_arguments)
         return self.capture.read(outputs, inputs.get("attention_mask"), scores)
 
 

@@ -16,12 +16,19 @@ from transformers.trainer_utils import has_length
 from .activations import Activations
 from .arguments import DistillationArguments
 from .capture import ActivationCapture
-from .compatibility import check_activations, check_columns, check_compatible, check_finite, check_mask
+from .compatibility import (
+    check_activations,
+    check_cached_logits,
+    check_columns,
+    check_compatible,
+    check_finite,
+    check_mask,
+)
 from .layer_mapping import map_layers
 from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
 from .projections import PROJECTIONS, Projections, detached, projected_layers
-from .teachers import TeacherForward, forward_columns, freeze, load_teacher
+from .teachers import TEACHER_LOGITS, TeacherForward, forward_columns, freeze, load_teacher
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 
@@ -88,7 +95,8 @@ class DistillationTrainer(Trainer):
             return
         self.losses = self.args.build_losses() if losses is None else list(losses)
         self.layer_mapping = []
-        check_compatible(self.model, teacher_model, self.losses)
+        cached_logits = TEACHER_LOGITS in (getattr(train_dataset, "column_names", None) or ())
+        check_compatible(self.model, teacher_model, self.losses, cached_logits)
         if self.args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
@@ -203,8 +211,7 @@ class DistillationTrainer(Trainer):
         check_mask(inputs, self.model.config.pad_token_id)
         if self._first_step and self._teacher_forward:
             check_columns(self._teacher_forward.columns, self.train_dataset, inputs)
-        with self.accelerator.autocast():  # as Accelerate does for the student
-            teacher = self._teacher_forward(inputs) if self._teacher_forward else Activations()
+        teacher = self._teacher_activations(inputs)
         outputs, student = self._student_forward(model, inputs, num_items_in_batch)
         if self._first_step:
             self._first_step = False
@@ -218,6 +225,19 @@ class DistillationTrainer(Trainer):
             self._components[loss.name] += value.detach()
             total = total + loss.weight * value
         return (total, outputs) if return_outputs else total
+
+    def _teacher_activations(self, inputs: dict[str, Any]) -> Activations:
+        """What the losses read of the teacher; logits of a `teacher_logits` column are taken from there."""
+        cached, forward = inputs.get(TEACHER_LOGITS), self._teacher_forward
+        activations = Activations()
+        if forward is not None and (cached is None or forward.captures or self._first_step):
+            with self.accelerator.autocast():  # as Accelerate does for the student
+                activations = forward(inputs, head=cached is None or self._first_step)
+        if cached is not None:
+            if self._first_step and forward is not None and forward.reads_logits:
+                check_cached_logits(cached, activations.logits)
+            activations.logits = cached
+        return activations
 
     def _student_forward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch
@@ -277,16 +297,17 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.losses and self.teacher_model is not None:
-            self._signature_columns += [
-                c for c in forward_columns(self.teacher_model) if c not in self._signature_columns
-            ]
+        if self.losses:
+            ours = [TEACHER_LOGITS, *(forward_columns(self.teacher_model) if self.teacher_model is not None else [])]
+            self._signature_columns += [c for c in ours if c not in self._signature_columns]
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` without what only the teacher's forward names (token types beside a DistilBERT student)."""
-        if not self.losses or self.teacher_model is None:
+        """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
+        if not self.losses:
             return inputs
-        teacher_only = set(forward_columns(self.teacher_model)) - set(forward_columns(self._student))
+        teacher_only = {TEACHER_LOGITS}
+        if self.teacher_model is not None:
+            teacher_only |= set(forward_columns(self.teacher_model)) - set(forward_columns(self._student))
         return {name: value for name, value in inputs.items() if name not in teacher_only}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

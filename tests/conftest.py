@@ -5,7 +5,13 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertTokenizer,
+    set_seed,
+)
 
 torch.set_num_threads(1)  # on models this small more threads only wait for each other
 
@@ -68,6 +74,15 @@ def token_teacher(_models):
 @pytest.fixture
 def token_student(_models):
     return copy.deepcopy(_models["token_student"])
+
+
+WORDS = ["good", "bad", "film", "book", "very", "not", "a", "the", "is", "was", "dull", "bright", "play", "##er", "."]
+
+
+def word_tokenizer(folder) -> BertTokenizer:
+    """A tokenizer that knows a few words; it fits `bert_config`."""
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    return BertTokenizer(str(folder / "vocab.txt"))
 
 
 def rows(count: int = 16, token_labels: bool = False, seed: int = 0) -> Dataset:

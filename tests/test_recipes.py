@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import bert_config, build
+from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertTokenizer
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 ROOT = Path(__file__).parents[1]
-WORDS = ["good", "bad", "film", "book", "very", "not", "a", "the", "is", "was"]
 
 
 def run(folder, *command):
@@ -24,8 +23,7 @@ def run(folder, *command):
 
 
 def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    tokenizer = word_tokenizer(tmp_path)
     labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
     teacher = build(
         BertForSequenceClassification, bert_config(4, 32, heads=12 // 3, vocab_size=len(tokenizer), **labels)

@@ -4,13 +4,15 @@
 
 `limit`: teacher forward, student forward and backward under sdpa and nothing else. `eager`: the usual Trainer subclass
 (output_attentions, MSE of attention probabilities and of projected hidden states). `ours`: DistillationTrainer with
-attention, hidden and embedding losses. They take turns; a step ends before the optimizer. Memory: one process each.
+attention, hidden and embedding losses. They take turns, ratios are medians over rounds; a step ends before the
+optimizer. Memory: one process each.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -83,9 +85,9 @@ def build(variant: str, length: int) -> tuple[transformers.Trainer, list[float]]
     return trainer, clock.times
 
 
-def milliseconds(times: list[float]) -> float:
+def milliseconds(times: list[float]) -> list[float]:  # of each turn
     taken = [1000 * (end - start) for start, end in zip(times[::2], times[1::2], strict=True)]
-    return median(ms for step, ms in enumerate(taken) if step % options.steps)
+    return [median(taken[start + 1 : start + options.steps]) for start in range(0, len(taken), options.steps)]
 
 
 def peak_megabytes(variant: str, length: int) -> float:
@@ -104,8 +106,10 @@ for length in options.lengths:
     for trainer, _ in [run for _ in range(options.rounds) for run in runs.values()]:
         trainer.train()
     row = {"S": length, "B": runs["limit"][0].args.per_device_train_batch_size}
-    row |= {f"{name} ms": milliseconds(times) for name, (_, times) in runs.items()}
-    row |= {f"{name} / limit": row[f"{name} ms"] / row["limit ms"] for name in ("ours", "eager")}
+    turns = {name: milliseconds(times) for name, (_, times) in runs.items()}
+    row |= {f"{name} ms": median(turn) for name, turn in turns.items()}
+    for name in ("ours", "eager"):  # within a round, so that a machine that slows down slows both
+        row[f"{name} / limit"] = median(map(truediv, turns[name], turns["limit"]))
     del runs, trainer
     if options.memory:
         row |= {f"{name} MB": peak_megabytes(name, length) for name in ("limit", "ours", "eager")}

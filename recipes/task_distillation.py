@@ -1,0 +1,85 @@
+"""A TinyBERT of one GLUE task: teacher fine-tuned, data augmented, intermediate step, prediction step.
+
+    python recipes/task_distillation.py --task sst2 --teacher bert-base-uncased --augment 20
+    python recipes/task_distillation.py --task rte --data folder/of/glue --teacher folder/of/teacher --bf16
+
+Paper: TinyBERT, section 3.2. A killed run goes on with the same command. Prints and writes OUTPUT_DIR/results.json.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hf_tinybert import GLUE, Augmentation, WordVectors, task_distillation
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--task", choices=GLUE, required=True)
+parser.add_argument("--data", default="nyu-mll/glue", help="Hub id, or a folder with a folder of parquet files a task")
+parser.add_argument("--rows", type=int, help="train on this many rows only, drawn with seed 0")
+parser.add_argument("--teacher", required=True, help="Hub id or folder; fine-tuned first if it has no head")
+parser.add_argument("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
+parser.add_argument("--student", help="Hub id or folder of a student, instead of creating one of --size")
+parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
+parser.add_argument("--sample", type=int, default=2000, help="rows that init=teacher reads")
+parser.add_argument("--augment", type=int, default=0, help="variants of each row (the paper: 20)")
+parser.add_argument("--masked_lm", default="bert-base-uncased", help="Hub id or folder, for the augmentation")
+parser.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and its words, for the same")
+parser.add_argument("--fine_tuning_epochs", type=float, default=3)
+parser.add_argument("--intermediate_epochs", type=float, default=3, help="0 leaves the step out")
+parser.add_argument("--prediction_epochs", type=float, default=3)
+parser.add_argument("--intermediate_losses", nargs="+", default=["attention", "hidden", "embedding"])
+parser.add_argument("--prediction_losses", nargs="+", default=["prediction"])
+parser.add_argument("--layer_mapping", default="uniform")
+parser.add_argument("--intermediate_learning_rate", type=float, default=1e-4)
+parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the prediction step")
+parser.add_argument("--batch_size", type=int, default=32)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--output_dir", type=Path)
+options = parser.parse_args()
+
+task = GLUE[options.task]
+data = task.load(options.data)
+if options.rows:
+    order = list(range(len(data["train"])))
+    random.Random(0).shuffle(order)
+    data["train"] = data["train"].select(order[: options.rows])
+augmentation = None
+if options.augment:
+    masked_lm = AutoModelForMaskedLM.from_pretrained(options.masked_lm)
+    vectors = WordVectors.load(*options.vectors) if options.vectors else None
+    tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
+    augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
+sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+results = task_distillation(
+    task,
+    data,
+    options.teacher,
+    options.output_dir or Path("runs") / options.task,
+    student=options.student or dict(zip(sizes, options.size, strict=True)),
+    init=options.init,
+    sample=options.sample,
+    augmentation=augmentation,
+    fine_tuning={"num_train_epochs": options.fine_tuning_epochs},
+    intermediate={
+        "num_train_epochs": options.intermediate_epochs,
+        "loss_type": options.intermediate_losses,
+        "learning_rate": options.intermediate_learning_rate,
+        "layer_mapping": options.layer_mapping,
+    },
+    prediction={
+        "num_train_epochs": options.prediction_epochs,
+        "loss_type": options.prediction_losses,
+        "learning_rate": options.learning_rate,
+    },
+    per_device_train_batch_size=options.batch_size,
+    seed=options.seed,
+    bf16=options.bf16,
+    use_cpu=not torch.accelerator.is_available(),
+    report_to=[],
+)
+print(json.dumps(results, indent=1))
