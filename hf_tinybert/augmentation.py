@@ -39,7 +39,7 @@ class WordVectors:
     def __post_init__(self):
         if len(self.words) != len(self.vectors):
             raise ValueError(f"There are {len(self.words)} words and {len(self.vectors)} vectors: give one for each.")
-        vectors = torch.as_tensor(np.asarray(self.vectors, dtype=np.float32))
+        vectors = torch.from_numpy(np.array(self.vectors, dtype=np.float32))
         self._unit = torch.nn.functional.normalize(vectors, dim=-1)
         self._index = {word: index for index, word in reversed(list(enumerate(self.words)))}
 

@@ -155,18 +155,23 @@ def general_distillation(
 ) -> PreTrainedModel:
     """TinyBERT's first stage: intermediate layers of a pre-trained teacher on plain text, without masking or heads.
 
-    `data` has a column `text`; a stream needs `max_steps`. `packed` joins the texts, separated, and cuts them into
+    `data` has a column `text`; a stream needs `max_steps`, and as many shards as there are processes for each to read
+    its own. `packed` joins the texts, separated, and cuts them into
     sequences of `max_length` tokens; otherwise a text is a sequence, cut there. `arguments` are
     `DistillationArguments`. The headless student is saved in `output_dir`; the same call goes on where it was stopped.
     """
     output_dir = Path(output_dir)
-    arguments = {**COMMON, "save_strategy": "steps", "loss_type": INTERMEDIATE_LOSSES, **arguments}
+    order = {"train_sampling_strategy": "random"} if packed else {}  # equally long already
+    arguments = {**COMMON, **order, "save_strategy": "steps", "loss_type": INTERMEDIATE_LOSSES, **arguments}
     settings = {"teacher": str(teacher), "init": init, "sample": sample, "text": text, "max_length": max_length}
     settings |= {"student": dict(student) if isinstance(student, Mapping) else str(student), "packed": packed}
     _claim(output_dir, settings | {"arguments": arguments})
     tokenizer, teacher_model = AutoTokenizer.from_pretrained(teacher), AutoModel.from_pretrained(teacher)
     with PartialState().main_process_first():
         rows = tokenize_text(data, tokenizer, text, max_length, packed)
+    if isinstance(data, datasets.IterableDataset):
+        # each process reads shards of its own, for as long as the others do
+        rows, arguments = rows.repeat(None), {**arguments, "accelerator_config": {"dispatch_batches": False}}
     set_seed(arguments.get("seed", 42))
     if isinstance(student, Mapping):
         first = list(rows.take(sample))
@@ -188,15 +193,17 @@ def tokenize_text(
     columns = list(data.column_names)
     if text not in columns:
         raise ValueError(f"The data set has no column '{text}', only {columns}: name the column of the text.")
-    size = max_length - tokenizer.num_special_tokens_to_add()
+    word, sentence = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    start = sentence.index(word[0])
+    prefix, suffix = sentence[:start], sentence[start + len(word) :]
+    size = max_length - len(prefix) - len(suffix)
 
     def cut(batch):
         if not packed:
             return tokenizer(batch[text], truncation=True, max_length=max_length)
         documents = tokenizer(batch[text], add_special_tokens=False, verbose=False)["input_ids"]
-        joined = list(chain.from_iterable([*ids, tokenizer.sep_token_id] for ids in documents))[:-1]
-        pieces = [joined[start : start + size] for start in range(0, len(joined), size)]
-        return {"input_ids": [tokenizer.build_inputs_with_special_tokens(piece) for piece in pieces]}
+        joined = list(chain.from_iterable([*ids, *suffix] for ids in documents))[: -len(suffix) or None]
+        return {"input_ids": [[*prefix, *joined[i : i + size], *suffix] for i in range(0, len(joined), size)]}
 
     options = {} if isinstance(data, datasets.IterableDataset) else {"desc": "Tokenising"}
     return data.map(cut, batched=True, remove_columns=columns, **options)

@@ -145,7 +145,7 @@ def _check_reducible(config: PretrainedConfig, layers: list[int]):
 
 @contextmanager
 def _evaluation_mode(model: nn.Module):
-    """Eval mode, and without the autocast that Accelerate leaves around `forward` after bf16 training or evaluation."""
+    """Eval mode, without the autocast that Accelerate leaves around `forward` after bf16 training or evaluation."""
     modes = [(module, module.training) for module in model.modules()]
     wrapped = model.__dict__.get("forward")
     if "_original_forward" in model.__dict__:

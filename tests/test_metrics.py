@@ -35,7 +35,9 @@ def test_of_scores_with_ties(metric, reference, seed):
     assert value == pytest.approx(reference(scores, predictions)[0])
 
 
-@pytest.mark.parametrize(("metric", "labels"), [(F1, [0, 0, 0]), (MatthewsCorrelation, [1, 1, 0]), (Spearman, [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("metric", "labels"), [(F1, [0, 0, 0]), (MatthewsCorrelation, [1, 1, 0]), (Spearman, [1, 2, 3])]
+)
 def test_a_constant_prediction_is_worth_nothing(metric, labels):
     (value,) = metric().compute(predictions=[0, 0, 0], references=labels).values()
     assert value == 0

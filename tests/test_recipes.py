@@ -1,25 +1,26 @@
 """The recipes as a user runs them, at toy size."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from training import launch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
 
-ROOT = Path(__file__).parents[1]
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def run(folder, *command):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def run(folder, recipe, *flags, processes=1):
+    return launch(RECIPES / recipe, processes, *flags, folder=folder)
 
 
 def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
@@ -36,7 +37,7 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
     data.cast_column("label", ClassLabel(names=["no", "yes"])).to_parquet(tmp_path / "data/train.parquet")
     run(
         tmp_path,
-        ROOT / "recipes/quickstart.py",
+        "quickstart.py",
         *("--teacher", "teacher", "--dataset", "data", "--text", "sentence", "--output_dir", "out", "--epochs", 1),
         *("--size", 2, 16, 32, 4),
     )
@@ -53,8 +54,67 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
 @pytest.mark.slow
 def test_step_benchmark(tmp_path):
     flags = ("--lengths", 16, "--tokens", 32, "--rounds", 1, "--steps", 2, "--memory")
-    printed = run(tmp_path, ROOT / "recipes/benchmarks/step.py", *flags)
+    printed = run(tmp_path, "benchmarks/step.py", *flags)
     (row,) = json.loads((tmp_path / "runs/step.json").read_text())["rows"]
     assert row["S"] == 16
     assert all(row[f"{name} ms"] > 0 and row[f"{name} MB"] > 500 for name in ("limit", "ours", "eager"))
     assert "ours / limit" in printed
+
+
+def pretrained(folder, model_class=BertModel, layers=4, width=32):
+    """A tiny pre-trained model with its tokenizer in `folder`."""
+    folder.mkdir(exist_ok=True)
+    tokenizer = word_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
+    build(model_class, bert_config(layers, width, vocab_size=len(tokenizer))).save_pretrained(folder)
+    return folder
+
+
+def test_general_distillation_in_two_processes_equals_one(tmp_path):
+    texts = [" ".join(WORDS[(i * j) % 13] for j in range(9)) for i in range(40)]  # 40 sequences: 5 whole batches
+    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "texts.parquet")
+    flags = ("--teacher", pretrained(tmp_path / "base"), "--data", "texts.parquet", "--size", 2, 16, 32, 4)
+    flags += ("--max_length", 12, "--epochs", 2, "--sample", 8, "--save_steps", 4, "--logging_steps", 1)
+    states, logs = [], []
+    for processes in (1, 2):
+        output = ("--batch_size", 8 // processes, "--output_dir", f"out{processes}")
+        run(tmp_path, "general_distillation.py", *flags, *output, processes=processes)
+        states.append(AutoModel.from_pretrained(tmp_path / f"out{processes}").state_dict())
+        logs.append(json.loads((tmp_path / f"out{processes}/trainer_state.json").read_text()))
+    single, double = logs
+    assert double["global_step"] == single["global_step"] > 4  # one process would take twice as many steps
+    for log, want in zip(double["log_history"][:-1], single["log_history"][:-1], strict=True):
+        assert log["attention_loss"] == pytest.approx(want["attention_loss"], rel=1e-3)
+    for name, want in states[0].items():
+        torch.testing.assert_close(states[1][name], want, rtol=1e-3, atol=1e-4)
+
+
+def test_general_distillation_from_a_stream_sharded_by_rank(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for part in range(2):
+        texts = [" ".join(WORDS[(part + i * j) % 13] for j in range(1 + i % 7)) for i in range(20 + 10 * part)]
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"texts/{part}.parquet")
+    flags = ("--teacher", pretrained(tmp_path / "base"), "--data", "texts", "--size", 2, 16, 32, 4, "--stream")
+    flags += ("--max_length", 12, "--max_steps", 12, "--sample", 8, "--batch_size", 4, "--output_dir", "out")
+    run(tmp_path, "general_distillation.py", *flags, processes=2)  # more steps than either shard has batches
+    assert json.loads((tmp_path / "out/trainer_state.json").read_text())["global_step"] == 12
+
+
+def test_augmentation_and_task_distillation(tmp_path):
+    (tmp_path / "glue/rte").mkdir(parents=True)
+    first = [f"the {WORDS[i % 2]} {WORDS[2 + i % 2]}" for i in range(24)]
+    rows = {"sentence1": first, "sentence2": first[::-1], "label": [i % 2 for i in range(24)]}
+    for split in ("train", "validation"):
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"glue/rte/{split}.parquet")
+    masked_lm = pretrained(tmp_path / "mlm", BertForMaskedLM, 2, 16)
+    (tmp_path / "glove.txt").write_text("\n".join(f"{word} {i} 1" for i, word in enumerate(WORDS)))
+    augment = ("--masked_lm", masked_lm, "--vectors", "glove.txt", "--task", "rte", "--data", "glue")
+    printed = run(tmp_path, "augment.py", *augment, "--output", "rows.parquet", "--copies", 2, "--show", 3)
+    rows = Dataset.from_parquet(str(tmp_path / "rows.parquet"))
+    assert f"24 rows became {len(rows)}" in printed
+    assert 24 < len(rows) <= 24 * 5
+    teacher = ("--teacher", pretrained(tmp_path / "base"), "--size", 2, 16, 32, 4, "--output_dir", "out")
+    run(tmp_path, "task_distillation.py", *augment, *teacher, "--augment", 2)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["rows"] == len(rows)
+    assert set(results["student"]["validation"]) == {"accuracy", "score"}

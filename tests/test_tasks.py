@@ -49,7 +49,7 @@ def test_what_is_wrong_with_the_files_is_said(tmp_path):
         task.load(tmp_path)
     with pytest.raises(ValueError, match=r"no \['validation'\].parquet"):
         task.load(write(tmp_path / "a", task, splits=["train"]))
-    with pytest.raises(ValueError, match="lacks {'sentence'}"):
+    with pytest.raises(ValueError, match=r"lacks \{'sentence'\}"):
         task.load(write(tmp_path / "b", replace(task, text=("text",))))
     with pytest.raises(ValueError, match=r"labels \[-1\]"):
         task.load(write(tmp_path / "c", task, label=[-1, 1]))

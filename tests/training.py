@@ -1,10 +1,33 @@
 """Short training runs for the tests, with everything that happened recorded."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from conftest import pad, rows
 from transformers import TrainerCallback
 
 from hf_tinybert import DistillationArguments, DistillationTrainer
+
+TESTS = Path(__file__).parent
+
+
+def launch(script, processes: int, *flags, folder=None) -> str:
+    """Run a script in one process, or in several through torchrun; returns what it printed.
+
+    `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15).
+    """
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += [str(script), *map(str, flags)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 class GradientRecorder(TrainerCallback):

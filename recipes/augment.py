@@ -1,0 +1,46 @@
+"""TinyBERT's data augmentation of a GLUE task or of your own file, written as parquet.
+
+    python recipes/augment.py --task cola --output augmented.parquet --vectors glove.6B.50d.txt
+    python recipes/augment.py --data rows.parquet --text premise hypothesis --output augmented.parquet
+
+Paper: TinyBERT, Algorithm 1 (p 0.4, K 15, N_a 20). A killed run goes on with the same command.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hf_tinybert import GLUE, Augmentation, WordVectors
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--task", choices=GLUE, help="augment the training split of this task of --data")
+parser.add_argument("--data", default="nyu-mll/glue", help="with --task a Hub id or folder, else a parquet file")
+parser.add_argument("--text", nargs="+", help="columns of text, without --task")
+parser.add_argument("--output", required=True)
+parser.add_argument("--masked_lm", default="bert-base-uncased", help="Hub id or folder")
+parser.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and the file of its words")
+parser.add_argument("--copies", type=int, default=20, help="N_a, variants of a text")
+parser.add_argument("--p", type=float, default=0.4, help="share of words replaced")
+parser.add_argument("--k", type=int, default=15, help="candidates of a word")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--show", type=int, default=0, help="print the first rows")
+options = parser.parse_args()
+
+if options.task:
+    rows, columns = GLUE[options.task].load(options.data)["train"], GLUE[options.task].text
+else:
+    rows, columns = Dataset.from_parquet(options.data), options.text or ["text"]
+model = AutoModelForMaskedLM.from_pretrained(options.masked_lm)
+if torch.accelerator.is_available():
+    model.to(torch.accelerator.current_accelerator())
+tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
+vectors = WordVectors.load(*options.vectors) if options.vectors else None
+augmentation = Augmentation(model, tokenizer, vectors, options.copies, options.p, options.k, options.seed)
+augmented = augmentation(rows, columns)
+augmented.to_parquet(options.output)
+print(f"{len(rows)} rows became {len(augmented)}: {options.output}")
+for row in augmented.select(range(min(options.show, len(augmented)))):
+    print(" | ".join(row[name] for name in columns))
