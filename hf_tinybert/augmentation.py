@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class Augmentation:
         self.model, self.tokenizer, self.vectors = model.eval(), tokenizer, vectors
         self.copies, self.p, self.k, self.seed = copies, p, k, seed
         self.stop_words, self.batch_tokens = frozenset(stop_words), batch_tokens
-        self._whole_words = whole_words(tokenizer, model.config.vocab_size).to(model.device)
+        self._whole_words = whole_words(tokenizer).to(model.device)
         self._near: dict[str, list[str]] = {}
 
     @property
@@ -187,50 +188,66 @@ def masked_candidates(
     k: int,
     batch_tokens: int = 4096,
 ) -> list[list[int]]:
-    """The `k` likeliest `allowed` tokens, other than the one there, at `positions[i]` of `input_ids[i]`, it masked.
-
-    Sequences of similar length share a forward pass of at most `batch_tokens`, and the head runs at the masked
-    position only.
+    """The `k` likeliest of the `allowed` token ids, other than the one there, at `positions[i]` of `input_ids[i]`, it
+    masked. Sequences of similar length share a forward pass of at most `batch_tokens`; the head runs at the masked
+    position and for the allowed tokens only.
     """
     found: list[list[int]] = [[] for _ in input_ids]
     order = sorted(range(len(input_ids)), key=lambda index: -len(input_ids[index]))
-    while order:
-        length = len(input_ids[order[0]])
-        size = max(1, batch_tokens // length)
-        chosen, order = order[:size], order[size:]
-        ids = torch.tensor([[*input_ids[i], *[pad_token_id] * (length - len(input_ids[i]))] for i in chosen])
-        lengths = torch.tensor([len(input_ids[i]) for i in chosen])
-        places = torch.tensor([positions[i] for i in chosen])
-        rows = torch.arange(len(chosen))
-        original = ids[rows, places].to(model.device)
-        ids[rows, places] = mask_token_id
-        attention_mask = (torch.arange(length) < lengths[:, None]).long()
-
-        def only_masked(module, args, output, rows=rows, places=places):
-            output.last_hidden_state = output.last_hidden_state[rows, places][:, None]
-            return output
-
-        handle = model.base_model.register_forward_hook(only_masked)
-        try:
+    with _head_for(model, allowed) as place:
+        while order:
+            length = len(input_ids[order[0]])
+            size = max(1, batch_tokens // length)
+            chosen, order = order[:size], order[size:]
+            ids = torch.tensor([[*input_ids[i], *[pad_token_id] * (length - len(input_ids[i]))] for i in chosen])
+            lengths = torch.tensor([len(input_ids[i]) for i in chosen])
+            place["at"] = torch.arange(len(chosen)), torch.tensor([positions[i] for i in chosen])
+            ids[place["at"]] = mask_token_id
+            attention_mask = (torch.arange(length) < lengths[:, None]).long()
             logits = model(ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits[:, 0]
-        finally:
-            handle.remove()
-        logits.masked_fill_(~allowed, -torch.inf).scatter_(1, original[:, None], -torch.inf)
-        for index, best in zip(chosen, logits.topk(min(k, int(allowed.sum()) - 1)).indices.tolist(), strict=True):
-            found[index] = best
+            best = allowed[logits.topk(min(k + 1, len(allowed))).indices].tolist()
+            for index, tokens in zip(chosen, best, strict=True):
+                own = input_ids[index][positions[index]]
+                found[index] = [token for token in tokens if token != own][:k]
     return found
 
 
-def whole_words(tokenizer: PreTrainedTokenizerBase, size: int) -> torch.Tensor:
-    """(V,) true at tokens that are a word by themselves: letters only, not a continuation, not special."""
-    allowed = torch.zeros(size, dtype=torch.bool)
+@contextmanager
+def _head_for(model: PreTrainedModel, allowed: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """The masked-LM head runs at the positions that are put `at`, (rows, columns), and for the `allowed` tokens."""
+    place: dict[str, Any] = {}
+
+    def gather(module, args, output):
+        output.last_hidden_state = output.last_hidden_state[place["at"]][:, None]
+        return output
+
+    head = model.get_output_embeddings()
+    few = torch.nn.Linear(head.in_features, len(allowed), bias=head.bias is not None, device="meta")
+    few.weight = torch.nn.Parameter(head.weight[allowed])
+    if head.bias is not None:
+        few.bias = torch.nn.Parameter(head.bias[allowed])
+    handle = model.base_model.register_forward_hook(gather)
+    model.set_output_embeddings(few)
+    try:
+        yield place
+    finally:
+        handle.remove()
+        model.set_output_embeddings(head)
+
+
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """The ids of tokens that are a word by themselves: letters only, not a continuation, not special."""
     vocabulary = tokenizer.get_vocab()
     marked = any(token.startswith(("Ġ", "▁")) for token in vocabulary)  # byte-level BPE, SentencePiece: Ġword, ▁word
-    for token, index in vocabulary.items():
-        if index >= size or index in tokenizer.all_special_ids or (marked and not token.startswith(("Ġ", "▁"))):
-            continue
-        allowed[index] = WORD.fullmatch(token.lstrip("Ġ▁")) is not None
-    return allowed
+    return torch.tensor(
+        sorted(
+            index
+            for token, index in vocabulary.items()
+            if WORD.fullmatch(token.lstrip("Ġ▁"))
+            and (not marked or token.startswith(("Ġ", "▁")))
+            and index not in tokenizer.all_special_ids
+        )
+    )
 
 
 def replace_words(

@@ -1,0 +1,100 @@
+"""Seconds of one intermediate and one prediction epoch on a GLUE task, with everything around the step.
+
+    python recipes/benchmarks/epoch.py --teacher folder [--task sst2 --data folder --rows 16000 --bf16]
+
+`ours`: DistillationTrainer, batches grouped by length, logits cached (the pass that makes the cache is a column of its
+own). `usual`: the Trainer subclass that people write, eager attention probabilities and hidden states or soft targets
+from a live teacher, random batches padded to their longest. `padded`: the same, every sentence padded to `max_length`,
+as in the original TinyBERT code. They take turns, medians over rounds.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+import transformers
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer
+
+from hf_tinybert import GLUE, DistillationArguments, DistillationTrainer, cache_logits, create_student
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--task", choices=GLUE, default="sst2")
+parser.add_argument("--data", default="nyu-mll/glue")
+parser.add_argument("--teacher", required=True, help="Hub id or folder, fine-tuned or not: only speed is measured")
+parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], help="layers, width, feed-forward, heads")
+parser.add_argument("--rows", type=int, default=16000)
+parser.add_argument("--batch_size", type=int, default=32)
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--bf16", action="store_true")
+options = parser.parse_args()
+
+
+class Usual(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("labels")
+        if self.intermediate:
+            inputs |= {"output_attentions": True, "output_hidden_states": True}
+        with torch.no_grad():
+            teacher = self.teacher(**inputs)
+        student = model(**inputs)
+        if not self.intermediate:
+            return F.cross_entropy(student.logits, teacher.logits.softmax(-1))
+        step = len(teacher.attentions) // len(student.attentions)
+        pairs = list(zip(student.attentions, teacher.attentions[step - 1 :: step], strict=True))
+        pairs += zip(map(model.projection, student.hidden_states), teacher.hidden_states[::step], strict=True)
+        return sum(F.mse_loss(ours, theirs) for ours, theirs in pairs)
+
+
+def epoch(variant: str, intermediate: bool) -> float:
+    """Seconds of one epoch of a new student, training only."""
+    kind = {"attn_implementation": "eager"} if variant != "ours" and intermediate else {}
+    teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head, **kind).eval()
+    student = create_student(teacher, **size, init="random")
+    cpu = not torch.accelerator.is_available()
+    args = {"output_dir": "runs/epoch", "num_train_epochs": 1, "per_device_train_batch_size": options.batch_size}
+    args |= {"save_strategy": "no", "report_to": [], "bf16": options.bf16, "use_cpu": cpu, "disable_tqdm": True}
+    padding = {"padding": "max_length", "max_length": task.max_length} if variant == "padded" else {}
+    common = {"model": student, "train_dataset": cached if variant == "ours" and not intermediate else rows}
+    common["data_collator"] = DataCollatorWithPadding(tokenizer, **padding)
+    if variant == "ours":
+        losses = ["attention", "hidden", "embedding"] if intermediate else ["prediction"]
+        args = DistillationArguments(**args, loss_type=losses, train_sampling_strategy="group_by_length")
+        trainer = DistillationTrainer(**common, args=args, processing_class=tokenizer, teacher_model=teacher)
+    else:
+        student.projection = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+        trainer = Usual(**common, args=transformers.TrainingArguments(**args))
+        trainer.teacher, trainer.intermediate = teacher.to(trainer.args.device), intermediate
+    return trainer.train().metrics["train_runtime"]
+
+
+task, tokenizer = GLUE[options.task], AutoTokenizer.from_pretrained(options.teacher)
+sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+size = dict(zip(sizes, options.size, strict=True))
+data = task.load(options.data)["train"]
+chosen = random.Random(0).sample(range(len(data)), min(options.rows, len(data)))
+rows = task.tokenize(data.select(chosen), tokenizer)
+teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head)
+start = perf_counter()
+cached = cache_logits(teacher, rows, tokenizer)
+results = [{"step": "cache", "ours s": perf_counter() - start}]
+for intermediate in (True, False):
+    runs = {name: [] for name in ("ours", "usual", "padded")}
+    for _ in range(options.rounds):
+        for name, seconds in runs.items():
+            seconds.append(epoch(name, intermediate))
+    row = {"step": "intermediate" if intermediate else "prediction"}
+    row |= {f"{name} s": median(seconds) for name, seconds in runs.items()}
+    for name in ("usual", "padded"):
+        row[f"{name} / ours"] = median(a / b for a, b in zip(runs[name], runs["ours"], strict=True))
+    results.append(row)
+print("| " + " | ".join(results[-1]) + " |", "|---" * len(results[-1]) + "|", sep="\n")
+for row in results:
+    print(
+        "| " + " | ".join(f"{row[n]:.3g}" if n in row and n != "step" else row.get(n, "") for n in results[-1]) + " |"
+    )
+Path("runs/epoch.json").write_text(json.dumps({"bf16": options.bf16, "rows": len(rows), "results": results}))
