@@ -2,9 +2,9 @@
 
     python recipes/ablations.py --task cola --teacher folder --general folder/of/general/student --augment 20 ...
 
-Each variant is one run of recipes/task_distillation.py in a folder of its own; finished ones are not run again. What is
-not an option below goes to that recipe as it is. `--general` is a student of recipes/general_distillation.py; without
-it every variant starts from `--init`, and "without general distillation" is left out.
+Each variant is one run of recipes/task_distillation.py in a folder of its own; finished ones are not run again. What
+is not an option below goes to that recipe as it is. `--general` is a student of recipes/general_distillation.py;
+without it every variant starts from `--init`, and "without general distillation" is left out.
 """
 
 import argparse

@@ -29,6 +29,8 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
+    Trainer,
+    TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaForTokenClassification,
 )
@@ -192,6 +194,16 @@ def test_the_global_random_state_plays_no_part(teacher, arguments):
     second = create_student(teacher, **arguments)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_teacher_that_trainer_left_in_bf16_autocast(teacher, tmp_path):
+    args = TrainingArguments(str(tmp_path), bf16=True, use_cpu=True, report_to=[])
+    expected = create_student(teacher, **SMALL, sample=rows()).state_dict()
+    Trainer(teacher, args).predict(Dataset.from_list(rows(1)))
+    wrapped = teacher.forward
+    student = create_student(teacher, **SMALL, sample=rows())
+    assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
+    assert teacher.forward is wrapped
 
 
 def test_random_follows_the_global_seed(teacher):
