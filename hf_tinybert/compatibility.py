@@ -78,15 +78,20 @@ def _check_checkpointing(student: PreTrainedModel) -> None:
 def _check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     if "multi_label_classification" in (student.config.problem_type, teacher.config.problem_type):
         raise ValueError("The prediction loss does not cover multi-label heads: drop 'prediction' from loss_type.")
-    ours, theirs = dict(student.config.id2label), dict(teacher.config.id2label)
+    check_label_names(student.config.id2label, teacher.config.id2label, "student")
+
+
+def check_label_names(ours: Mapping[int, str], theirs: Mapping[int, str], whose: str) -> None:
+    """Raise ValueError where `whose` labels and the teacher's are not the same in the same order, case aside."""
+    ours, theirs = dict(ours), dict(theirs)
     generic = {f"LABEL_{index}" for index in (*ours, *theirs)}
     unnamed = [labels for labels in (ours, theirs) if set(labels.values()) <= generic]
     if len(unnamed) == 1:
-        logger.warning(f"Only one of student and teacher names its labels: their order is taken on trust ({unnamed}).")
+        logger.warning(f"Only one of {whose} and teacher names its labels: their order is taken on trust ({unnamed}).")
     if len(ours) != len(theirs) or (not unnamed and _normalised(ours) != _normalised(theirs)):
         raise ValueError(
-            f"The student's labels are {ours}, the teacher's {theirs}: their logits cannot be compared by position. "
-            "Give the student the teacher's id2label and label2id, and the data set labels in that order."
+            f"The {whose}'s labels are {ours}, the teacher's {theirs}: their logits cannot be compared by position. "
+            f"Give the {whose} the teacher's id2label and label2id, and the data set labels in that order."
         )
 
 

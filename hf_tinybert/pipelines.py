@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DistillationArguments
 from .augmentation import Augmentation
+from .compatibility import check_label_names
 from .students import TINYBERT4, create_student
 from .tasks import Task
 from .teachers import cache_logits
@@ -70,8 +72,11 @@ def task_distillation(
     then the predictions, from cached logits. `student` is the best epoch by the task's score on the validation split,
     `student_last` the last one. `arguments` are `DistillationArguments` of all three steps; `fine_tuning`,
     `intermediate` and `prediction` those of one, where `num_train_epochs=0` leaves it out. The same call goes on where
-    it was stopped; another one in the same folder raises ValueError. Paper: section 3.2.
+    it was stopped; another one in the same folder, or a teacher with other labels, raises ValueError.
     """
+    config = AutoConfig.from_pretrained(teacher)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        check_label_names(dict(enumerate(task.labels or ["LABEL_0"])), config.id2label, "task")
     output_dir = Path(output_dir)
     own = {"fine_tuning": fine_tuning, "intermediate": intermediate, "prediction": prediction}
     steps = {name: {**COMMON, **STEPS[name], **arguments, **(own[name] or {})} for name in STEPS}

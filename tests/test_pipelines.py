@@ -112,6 +112,14 @@ def test_steps_and_what_they_learn(base, tmp_path):
     assert again["parameters"] == results["parameters"]
 
 
+@pytest.mark.parametrize("labels", [("positive", "negative"), ("a", "b", "c"), ("no", "yes")])
+def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):
+    head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **head)).save_pretrained(base)
+    with pytest.raises(ValueError, match=r"The task's labels are .*, the teacher's"):
+        task_distillation(GLUE["sst2"], sentences(tmp_path), str(base), tmp_path / "out", student=SIZE, **QUICK)
+
+
 class Stop(TrainerCallback):
     """SIGKILL in a step of the run, after its checkpoint or in the middle of writing one."""
 
