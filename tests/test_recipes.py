@@ -118,3 +118,50 @@ def test_augmentation_and_task_distillation(tmp_path):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["rows"] == len(rows)
     assert set(results["student"]["validation"]) == {"accuracy", "score"}
+
+
+def glue(folder, task="sst2", count=24):
+    (folder / f"glue/{task}").mkdir(parents=True)
+    texts = [f"the {WORDS[i % 2]} {WORDS[2 + i % 2]} {WORDS[i % 10]}" for i in range(count)]
+    for split in ("train", "validation"):
+        rows = Dataset.from_dict({"sentence": texts, "label": [i % 2 for i in range(count)]})
+        rows.to_parquet(folder / f"glue/{task}/{split}.parquet")
+    return "glue"
+
+
+@pytest.mark.slow
+def test_ablations(tmp_path):
+    flags = ("--task", "sst2", "--data", glue(tmp_path), "--teacher", pretrained(tmp_path / "base"))
+    general = BertModel(bert_config(2, 16, vocab_size=20))
+    general.save_pretrained(tmp_path / "general")
+    flags += ("--general", "general", "--size", 2, 16, 32, 4, "--intermediate_epochs", 1, "--prediction_epochs", 1)
+    flags += ("--fine_tuning_epochs", 1, "--augment", 1, "--masked_lm", pretrained(tmp_path / "mlm", BertForMaskedLM))
+    table = run(tmp_path, "ablations.py", *flags).splitlines()[-13:]
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| everything", "| without general distillation"]
+    assert len(list((tmp_path / "runs/ablations/sst2").glob("*/results.json"))) == 11
+
+
+@pytest.mark.slow
+def test_epoch_benchmark(tmp_path):
+    flags = ("--data", glue(tmp_path), "--teacher", pretrained(tmp_path / "base"), "--size", 2, 16, 32, 4)
+    run(tmp_path, "benchmarks/epoch.py", *flags, "--rounds", 1)
+    cache, *rows = json.loads((tmp_path / "runs/epoch.json").read_text())["results"]
+    assert cache["ours s"] > 0
+    assert all(row["padded / ours"] > 0 and row["usual / ours"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_augmentation_benchmark_and_its_masked_lm(tmp_path):
+    texts = [" ".join(WORDS[(i * j) % 13] for j in range(60)) for i in range(600)]
+    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "texts.parquet")
+    model = pretrained(tmp_path / "mlm", BertForMaskedLM)
+    printed = run(
+        tmp_path,
+        "masked_lm.py",
+        *("--model", model, "--data", "texts.parquet", "--max_steps", 3, "--output_dir", "trained"),
+    )
+    assert "Accuracy at masked tokens" in printed
+    flags = ("--data", glue(tmp_path), "--masked_lm", "trained", "--sentences", 8, "--rounds", 1)
+    run(tmp_path, "benchmarks/augmentation.py", *flags)
+    row = json.loads((tmp_path / "runs/augmentation.json").read_text())
+    assert row["same variants"] == 1

@@ -43,6 +43,7 @@ texts = task.load(options.data)["train"].select(range(options.sentences))[task.t
 augmentation = Augmentation(model, tokenizer, vectors, options.copies)
 forbidden = torch.full((model.config.vocab_size,), -torch.inf, device=device)
 forbidden[whole_words(tokenizer)] = 0
+k = min(augmentation.k, len(whole_words(tokenizer)) - 1)
 
 
 @torch.inference_mode()
@@ -62,7 +63,7 @@ def one_pass_a_word(text: str) -> list[str]:
         ids[0, position] = tokenizer.mask_token_id
         logits = model(ids).logits[0, position] + forbidden
         logits[encoded["input_ids"][position]] = -torch.inf
-        names = [tokenizer.decode([token]).strip() for token in logits.topk(augmentation.k).indices.tolist()]
+        names = [tokenizer.decode([token]).strip() for token in logits.topk(k).indices.tolist()]
         candidates[word.span()] = names
     return replace_words(
         text, candidates, options.copies, augmentation.p, random.Random(f"{augmentation.seed} {text}")

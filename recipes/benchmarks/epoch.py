@@ -50,10 +50,15 @@ class Usual(Trainer):
         return sum(F.mse_loss(ours, theirs) for ours, theirs in pairs)
 
 
+def load_teacher(**kind):
+    transformers.set_seed(0)  # its head may be new: the same each time
+    return AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head, **kind).eval()
+
+
 def epoch(variant: str, intermediate: bool) -> float:
     """Seconds of one epoch of a new student, training only."""
     kind = {"attn_implementation": "eager"} if variant != "ours" and intermediate else {}
-    teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head, **kind).eval()
+    teacher = load_teacher(**kind)
     student = create_student(teacher, **size, init="random")
     cpu = not torch.accelerator.is_available()
     args = {"output_dir": "runs/epoch", "num_train_epochs": 1, "per_device_train_batch_size": options.batch_size}
@@ -78,9 +83,8 @@ size = dict(zip(sizes, options.size, strict=True))
 data = task.load(options.data)["train"]
 chosen = random.Random(0).sample(range(len(data)), min(options.rows, len(data)))
 rows = task.tokenize(data.select(chosen), tokenizer)
-teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head)
 start = perf_counter()
-cached = cache_logits(teacher, rows, tokenizer)
+cached = cache_logits(load_teacher(), rows, tokenizer)
 results = [{"step": "cache", "ours s": perf_counter() - start}]
 for intermediate in (True, False):
     runs = {name: [] for name in ("ours", "usual", "padded")}
