@@ -9,6 +9,8 @@ Paper: TinyBERT, section 3.2. A killed run goes on with the same command. Prints
 import argparse
 import json
 import random
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -54,12 +56,13 @@ if options.augment:
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
+output_dir = options.output_dir or Path("runs") / options.task
 sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 results = task_distillation(
     task,
     data,
     options.teacher,
-    options.output_dir or Path("runs") / options.task,
+    output_dir,
     student=options.student or dict(zip(sizes, options.size, strict=True)),
     init=options.init,
     sample=options.sample,
@@ -82,4 +85,5 @@ results = task_distillation(
     use_cpu=not torch.accelerator.is_available(),
     report_to=[],
 )
+(output_dir / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n")
 print(json.dumps(results, indent=1))

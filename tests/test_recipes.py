@@ -114,10 +114,23 @@ def test_augmentation_and_task_distillation(tmp_path):
     assert f"24 rows became {len(rows)}" in printed
     assert 24 < len(rows) <= 24 * 5
     teacher = ("--teacher", pretrained(tmp_path / "base"), "--size", 2, 16, 32, 4, "--output_dir", "out")
-    run(tmp_path, "task_distillation.py", *augment, *teacher, "--augment", 2)
+    run(tmp_path, "task_distillation.py", *augment, *teacher, "--augment", 2, "--batch_size", 4, processes=2)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["rows"] == len(rows)
     assert set(results["student"]["validation"]) == {"accuracy", "score"}
+    assert json.loads((tmp_path / "out/student/trainer_state.json").read_text())["global_step"] == 3 * -(
+        -len(rows) // 8
+    )
+
+    (tmp_path / "table/results").mkdir(parents=True)
+    (tmp_path / "table/README.md").write_text("# Ours\n<!-- results -->\nold\n<!-- end -->\n")
+    run(tmp_path, "results.py", "out", "--readme", "table/README.md")
+    backed = json.loads((tmp_path / "table/results/out.json").read_text())
+    assert backed["results"] == results
+    assert str(tmp_path) not in json.dumps(backed)
+    title, _, _, _, row, _ = (tmp_path / "table/README.md").read_text().splitlines()
+    assert title == "# Ours"
+    assert f"| **{100 * results['student']['validation']['accuracy']:.1f}** |" in row
 
 
 def glue(folder, task="sst2", count=24):

@@ -1,0 +1,110 @@
+"""The results table of recipes/README.md, and the logs behind its rows in recipes/results/.
+
+    python recipes/results.py [--hardware "..."] [--commit ...] runs/rte runs/cola
+    python recipes/results.py
+
+The first keeps what backs a row of each finished folder of `task_distillation.py` (settings, scores, logs, command)
+without full paths; both then write the table again: runs that differ by nothing but the seed are one row.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+
+HERE = Path(__file__).parent
+PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.S)
+STEPS = {"intermediate": "intermediate", "prediction": "student", "fine_tuning": "teacher"}
+COLUMNS = ["task", "teacher", "student", "init", "steps: epochs, losses", "bf16", "augmented", "teacher"]
+COLUMNS += ["student (seeds)", "last epoch", "retained", "minutes", "commit"]
+
+
+def shorter(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
+
+
+def record(folder: Path, commit: str, hardware: str) -> dict:
+    """What backs a row: the command, settings and scores of a finished run, and its logs."""
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["teacher"] = shorter(settings["teacher"])
+    settings["rows"] = {split: count for split, (count, *_) in settings["rows"].items()}
+    if isinstance(settings["student"], str):
+        settings["student"] = shorter(settings["student"])
+    command = (folder / "command.txt").read_text().strip()
+    states = {name: folder / part / "trainer_state.json" for name, part in STEPS.items()}
+    return {
+        "command": re.sub(r"(?<=\s)/\S+", lambda match: shorter(match[0]), command),
+        "commit": commit,
+        "hardware": hardware,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+        "settings": settings,
+        "results": json.loads((folder / "results.json").read_text()),
+        "logs": {name: json.loads(f.read_text())["log_history"] for name, f in states.items() if f.exists()},
+    }
+
+
+def group(run: dict) -> str:
+    """Equal for runs that differ by nothing but the seed."""
+    settings = json.loads(json.dumps(run["settings"]))
+    for arguments in (*settings["steps"].values(), settings["augmentation"] or {}):
+        arguments.pop("seed", None)
+    del settings["steps"]["fine_tuning"], settings["teacher"]  # told by the teacher's score
+    return json.dumps([settings, run["results"]["teacher"]])
+
+
+def score(run: dict, model: str) -> float:
+    return 100 * mean(split["score"] for split in run["results"][model].values())
+
+
+def row(runs: list[dict]) -> list[str]:
+    settings, seconds = runs[0]["settings"], [run["results"]["seconds"] for run in runs]
+    size = settings["student"]
+    if not isinstance(size, str):
+        size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size)
+    steps = [(name, settings["steps"][name]) for name in ("intermediate", "prediction")]
+    steps = [
+        f"{name}: {arguments['num_train_epochs']:g}, {' '.join(arguments['loss_type'])}"
+        + (f", {arguments['layer_mapping']}" if arguments.get("layer_mapping", "uniform") != "uniform" else "")
+        for name, arguments in steps
+        if arguments["num_train_epochs"]
+    ]
+    scores, teacher = [score(run, "student") for run in runs], score(runs[0], "teacher")
+    minutes = mean(sum(taken for name, taken in part.items() if name != "fine_tuning") for part in seconds) / 60
+    return [
+        settings["task"] + f", {settings['rows']['train']:,} rows",
+        settings["teacher"],
+        size,
+        settings["init"] if isinstance(settings["student"], dict) else "given",
+        "; ".join(steps),
+        "yes" if settings["steps"]["prediction"].get("bf16") else "",
+        f"{runs[0]['results']['rows']:,}" if settings["augmentation"] else "",
+        f"{teacher:.1f}",
+        f"**{mean(scores):.1f}**" + (f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(runs) > 1 else ""),
+        f"{mean(score(run, 'student_last') for run in runs):.1f}",
+        f"{mean(scores) / teacher:.1%}",
+        f"{minutes:.1f}",
+        ", ".join(sorted({run["commit"] for run in runs})),
+    ]
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("folders", type=Path, nargs="*")
+parser.add_argument("--commit", help="of the code that ran; default: the one checked out")
+parser.add_argument("--hardware", default="2 cores, no GPU")
+parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="its table, and results/ beside it")
+options = parser.parse_args()
+
+commit = options.commit or subprocess.check_output(["git", "-C", HERE, "log", "-1", "--format=%h"], text=True).strip()
+for folder in options.folders:
+    kept = json.dumps(record(folder, commit, options.hardware), indent=1)
+    (options.readme.parent / "results" / f"{folder.name}.json").write_text(kept + "\n")
+groups: dict[str, list[dict]] = {}
+for file in sorted((options.readme.parent / "results").glob("*.json")):
+    run = json.loads(file.read_text())
+    groups.setdefault(group(run), []).append(run)
+lines = ["| " + " | ".join(cells) + " |" for cells in sorted(map(row, groups.values()))]
+table = "\n".join(["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *lines]) + "\n"
+options.readme.write_text(PLACE.sub(lambda match: match[1] + table + match[2], options.readme.read_text()))
