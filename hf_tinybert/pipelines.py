@@ -233,6 +233,8 @@ def _train(
     state = folder / "trainer_state.json"
     if not state.exists():
         args = DistillationArguments(str(folder), **arguments)
+        if args.load_best_model_at_end and args.save_total_limit == 1:
+            args.save_total_limit = 2  # or Trainer removes the last checkpoint in the end, where another is the best
         trainer = DistillationTrainer(model, args, **options)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
         trainer.save_model()

@@ -59,6 +59,11 @@ def score(run: dict, model: str) -> float:
     return 100 * mean(split["score"] for split in run["results"][model].values())
 
 
+def last_score(run: dict) -> float:
+    """After the last epoch, as the log of the prediction step has it."""
+    return 100 * [entry["eval_score"] for entry in run["logs"]["prediction"] if "eval_score" in entry][-1]
+
+
 def row(runs: list[dict]) -> list[str]:
     settings, seconds = runs[0]["settings"], [run["results"]["seconds"] for run in runs]
     size = settings["student"]
@@ -83,7 +88,7 @@ def row(runs: list[dict]) -> list[str]:
         f"{runs[0]['results']['rows']:,}" if settings["augmentation"] else "",
         f"{teacher:.1f}",
         f"**{mean(scores):.1f}**" + (f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(runs) > 1 else ""),
-        f"{mean(score(run, 'student_last') for run in runs):.1f}",
+        f"{mean(map(last_score, runs)):.1f}",
         f"{mean(scores) / teacher:.1%}",
         f"{minutes:.1f}",
         ", ".join(sorted({run["commit"] for run in runs})),

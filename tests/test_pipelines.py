@@ -112,6 +112,22 @@ def test_steps_and_what_they_learn(base, tmp_path):
     assert again["parameters"] == results["parameters"]
 
 
+def test_best_and_last_epoch_are_both_kept(base, tmp_path):
+    data, task = sentences(tmp_path), GLUE["sst2"]
+    build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **task.head)).save_pretrained(base)
+    best = {"metric_for_best_model": "loss", "greater_is_better": True, "loss_type": ["task"], "num_train_epochs": 3}
+    run = {"student": SIZE, "intermediate": {"num_train_epochs": 0}, "prediction": best, **QUICK}
+    task_distillation(task, data, str(base), tmp_path / "out", **run)
+    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
+    wanted = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert max(wanted) > wanted[-1] + 1e-6
+    inputs = word_tokenizer(base)(data["validation"]["sentence"][:], padding=True, return_tensors="pt")
+    inputs["labels"] = torch.tensor(data["validation"]["label"][:])
+    for name, want in (("student", max(wanted)), ("student/last", wanted[-1])):
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / name).eval()
+        assert model(**inputs).loss.item() == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize("labels", [("positive", "negative"), ("a", "b", "c"), ("no", "yes")])
 def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):
     head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
