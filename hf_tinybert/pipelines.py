@@ -152,7 +152,7 @@ def general_distillation(
     output_dir: str | Path,
     student: Mapping[str, int] | str | Path = TINYBERT4,
     init: str = "teacher",
-    sample: int = 2000,
+    sample: int = 500,
     text: str = "text",
     max_length: int = 128,
     packed: bool = True,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils.logging import tqdm
 
 from .least_squares import (
     fit_writer,
@@ -151,7 +152,7 @@ def fit_feed_forward(student: Block, teacher: Block, basis: Tensor, batches: lis
 def fit_encoder(student: list[Block], teacher: list[Block], layers: list[int], basis: Tensor, batches: list[Batch]):
     """Fit student layer m to teacher layer layers[m − 1] (from 1, increasing); moves the batches to the last."""
     done = 0
-    for block, layer in zip(student, layers, strict=True):
+    for block, layer in zip(student, tqdm(layers, desc="Cutting layers"), strict=True):
         for b in batches:
             for skipped in teacher[done : layer - 1]:
                 b.teacher = skipped.feed_forward(skipped.attend(b.teacher, b.mask))
