@@ -52,7 +52,7 @@ def group(run: dict) -> str:
     for arguments in (*settings["steps"].values(), settings["augmentation"] or {}):
         arguments.pop("seed", None)
     del settings["steps"]["fine_tuning"], settings["teacher"]  # told by the teacher's score
-    return json.dumps([settings, run["results"]["teacher"]])
+    return json.dumps([settings, round(score(run, "teacher"), 1)])
 
 
 def score(run: dict, model: str) -> float:
@@ -65,7 +65,7 @@ def last_score(run: dict) -> float:
 
 
 def row(runs: list[dict]) -> list[str]:
-    settings, seconds = runs[0]["settings"], [run["results"]["seconds"] for run in runs]
+    settings, seconds = runs[-1]["settings"], [run["results"]["seconds"] for run in runs]
     size = settings["student"]
     if not isinstance(size, str):
         size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size)
