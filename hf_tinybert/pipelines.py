@@ -116,6 +116,7 @@ def task_distillation(
     set_seed(seed)
     if isinstance(student, Mapping):
         rows = tokens["train"].select(range(min(sample, len(tokens["train"]))))
+        init = _start(init, output_dir / "intermediate", output_dir / "student")
         model = create_student(teacher_model, **student, init=init, sample=rows, processing_class=tokenizer)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(student, **task.head)
@@ -161,9 +162,9 @@ def general_distillation(
     """TinyBERT's first stage: intermediate layers of a pre-trained teacher on plain text, without masking or heads.
 
     `data` has a column `text`; a stream needs `max_steps`, and as many shards as there are processes for each to read
-    its own. `packed` joins the texts, separated, and cuts them into
-    sequences of `max_length` tokens; otherwise a text is a sequence, cut there. `arguments` are
-    `DistillationArguments`. The headless student is saved in `output_dir`; the same call goes on where it was stopped.
+    its own. `packed` joins the texts, separated, and cuts them into sequences of `max_length` tokens; otherwise a text
+    is a sequence, cut there. `sample`: sequences that `init="teacher"` reads. `arguments` are `DistillationArguments`.
+    The headless student is saved in `output_dir`; the same call goes on where it was stopped.
     """
     output_dir = Path(output_dir)
     order = {"train_sampling_strategy": "random"} if packed else {}  # equally long already
@@ -179,7 +180,7 @@ def general_distillation(
         rows, arguments = rows.repeat(None), {**arguments, "accelerator_config": {"dispatch_batches": False}}
     set_seed(arguments.get("seed", 42))
     if isinstance(student, Mapping):
-        first = list(rows.take(sample))
+        first, init = list(rows.take(sample)), _start(init, output_dir)
         model = create_student(teacher_model, **student, init=init, sample=first, processing_class=tokenizer)
     else:
         model = AutoModel.from_pretrained(student)
@@ -247,6 +248,12 @@ def _train(
         trainer.save_state()  # after all else: it says that this is done
         PartialState().wait_for_everyone()
     return type(model).from_pretrained(folder), TrainerState.load_from_json(str(state))
+
+
+def _start(init: str, *folders: Path) -> str:
+    """`init`, or "random" where one of the runs has begun: it has the weights, and a cut would be thrown away."""
+    begun = any((folder / "trainer_state.json").exists() or _last_checkpoint(folder) for folder in folders)
+    return "random" if begun else init
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -175,7 +175,7 @@ def killed(run, folder, step):
     ("folder", "step"),
     [("teacher", 3), ("augmentation", 0), ("intermediate", 5), ("student", 4), ("writing", 0)],
 )
-def test_a_killed_task_distillation_goes_on(base, augmentation, tmp_path, folder, step):
+def test_a_killed_task_distillation_goes_on(base, augmentation, tmp_path, folder, step, monkeypatch):
     data = sentences(tmp_path)
     often = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "eval_strategy": "steps"}
 
@@ -185,7 +185,16 @@ def test_a_killed_task_distillation_goes_on(base, augmentation, tmp_path, folder
 
     killed(run, folder, step)
     assert not (tmp_path / "out/results.json").exists()
+    starts, create_student = [], hf_tinybert.pipelines.create_student
+
+    def record(*args, init, **kwargs):
+        starts.append(init)
+        return create_student(*args, init=init, **kwargs)
+
+    monkeypatch.setattr(hf_tinybert.pipelines, "create_student", record)
     results, expected = run(), run("whole")
+    # a student that has begun to learn is not cut again
+    assert starts == ["random" if folder in ("intermediate", "student") else "teacher", "teacher"]
     assert results["student"] == expected["student"]
     assert_same_student(tmp_path / "out", tmp_path / "whole")
 
