@@ -1,5 +1,7 @@
 """TinyBERT's data augmentation: words replaced by a masked language model or by word vectors (Algorithm 1)."""
 
+import hashlib
+import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,8 +113,13 @@ class Augmentation:
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on, beside the rows."""
-        vectors = self.vectors and [len(self.vectors.words), *self.vectors.vectors[-1][:4].tolist()]
-        return {"model": weights_digest(self.model), "vectors": vectors, "stop_words": len(self.stop_words)} | {
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
+        words = [tokenizer, sorted(self.stop_words), self.vectors.words if self.vectors else None]
+        digest = hashlib.sha256(json.dumps(words).encode())
+        if self.vectors:
+            digest.update(np.ascontiguousarray(self.vectors.vectors))
+        return {"model": weights_digest(self.model), "words": digest.hexdigest()} | {
             name: getattr(self, name) for name in ("copies", "p", "k", "seed")
         }
 

@@ -5,17 +5,27 @@ import evaluate
 import numpy as np
 
 
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return (a * b).sum() / scale if scale else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
 class _Metric(evaluate.Metric):
     """`compute(predictions=..., references=...)` → {name: value}, of integers unless a subclass takes scores."""
 
     name: str
-    description: str
     dtype = "int64"
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value(self.dtype), "references": datasets.Value(self.dtype)}
         return evaluate.MetricInfo(
-            description=self.description, citation="", features=datasets.Features(features), inputs_description=""
+            description=self.__doc__, citation="", features=datasets.Features(features), inputs_description=""
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
@@ -30,7 +40,6 @@ class Accuracy(_Metric):
     """Share of predictions equal to their reference."""
 
     name = "accuracy"
-    description = "Share of predictions equal to their reference."
 
     @staticmethod
     def value(predictions, references):
@@ -41,7 +50,6 @@ class F1(_Metric):
     """2·TP / (2·TP + FP + FN) of class 1; 0 where that is 0/0."""
 
     name = "f1"
-    description = "F1 of class 1."
 
     @staticmethod
     def value(predictions, references):
@@ -53,43 +61,25 @@ class MatthewsCorrelation(_Metric):
     """Matthews correlation: the Pearson correlation of two binary labelings; 0 where one of them is constant."""
 
     name = "matthews_correlation"
-    description = "Matthews correlation of binary labels."
 
-    @staticmethod
-    def value(predictions, references):
-        return _correlation(predictions, references)
+    value = staticmethod(_correlation)
 
 
 class Pearson(_Metric):
     """Pearson correlation of scores; 0 where one side is constant."""
 
     name = "pearson"
-    description = "Pearson correlation."
     dtype = "float64"
 
-    @staticmethod
-    def value(predictions, references):
-        return _correlation(predictions, references)
+    value = staticmethod(_correlation)
 
 
 class Spearman(_Metric):
     """Spearman correlation of scores: Pearson's of their ranks, ties sharing the mean of theirs."""
 
     name = "spearman"
-    description = "Spearman rank correlation."
     dtype = "float64"
 
     @staticmethod
     def value(predictions, references):
         return _correlation(_ranks(predictions), _ranks(references))
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return (a * b).sum() / scale if scale else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -1,7 +1,7 @@
 """`datasets.map` for work that is dear: in shards, shared between processes, kept on disk shard by shard."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -13,7 +13,6 @@ def sharded_map(
     function: Callable[[dict[str, list]], dict[str, list]],
     key: str,
     shard_size: int = 10_000,
-    remove_columns: Sequence[str] = (),
     desc: str | None = None,
     **options: Any,
 ) -> datasets.Dataset:
@@ -28,7 +27,7 @@ def sharded_map(
         rows = dataset.shard(count, index, contiguous=True) if count > 1 else dataset
         name = hashlib.sha256(f"{rows._fingerprint} {key}".encode()).hexdigest()[:16]
         what = desc if count == 1 else f"{desc} {index + 1}/{count}"
-        named = {"new_fingerprint": name, "remove_columns": list(remove_columns), "desc": what}
+        named = {"new_fingerprint": name, "desc": what}
         return rows.map(function, batched=True, **named, **options)
 
     own = {index: shard(index) for index in range(state.process_index, count, state.num_processes)}

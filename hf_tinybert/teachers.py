@@ -110,14 +110,15 @@ class TeacherForward:
         self.capture = capture
         self.captures = capture.attentions or bool(capture.hidden_layers)
         self.reads_logits = reads_logits
-        self.columns = forward_columns(teacher if reads_logits else teacher.base_model)
+        models = {True: teacher if reads_logits else teacher.base_model, False: teacher.base_model}
+        self._with_head = {head: (model, forward_columns(model)) for head, model in models.items()}
+        self.columns = self._with_head[True][1]
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any], head: bool = True) -> Activations:
         """`head=False` leaves the head out although logits are read."""
         self.teacher.eval()
-        model = self.teacher if head and self.reads_logits else self.teacher.base_model
-        columns = forward_columns(model)
+        model, columns = self._with_head[head]
         inputs = {name: value for name, value in inputs.items() if name in columns}
         with self.capture.recording() as scores:
             outputs = model(**inputs, **self.capture.forward_arguments)

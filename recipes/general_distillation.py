@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 
-from hf_tinybert import general_distillation
+from hf_tinybert import TINYBERT4, general_distillation
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", required=True, help="Hub id or folder of a pre-trained encoder")
@@ -49,12 +49,11 @@ if Path(options.data).is_file():
     source = {"path": kind, "data_files": options.data}
 else:
     source = {"path": options.data, "name": options.config}
-sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 general_distillation(
     load_dataset(**source, split=options.split, streaming=options.stream),
     options.teacher,
     options.output_dir,
-    student=options.student or dict(zip(sizes, options.size, strict=True)),
+    student=options.student or dict(zip(TINYBERT4, options.size, strict=True)),
     init=options.init,
     sample=options.sample,
     text=options.text,

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_tinybert import DistillationArguments, DistillationTrainer, create_student
+from hf_tinybert import TINYBERT4, DistillationArguments, DistillationTrainer, create_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", help="Hub id or folder")
@@ -82,8 +82,8 @@ names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index
 teacher, loading = AutoModelForSequenceClassification.from_pretrained(source, **names, output_loading_info=True)
 scores, models, epochs = {}, {}, options.epochs
 run("teacher", teacher, 2 if loading["missing_keys"] else 0, 5e-5)
-sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-size, sample = dict(zip(sizes, options.size, strict=True)), data["train"].select(range(min(512, len(data["train"]))))
+size = dict(zip(TINYBERT4, options.size, strict=True))
+sample = data["train"].select(range(min(512, len(data["train"]))))
 student = create_student(teacher, **size, sample=sample)
 cut, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
 run("student_cut_untrained", student, 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tinybert import GLUE, Augmentation, WordVectors, task_distillation
+from hf_tinybert import GLUE, TINYBERT4, Augmentation, WordVectors, task_distillation
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, required=True)
@@ -57,13 +57,12 @@ if options.augment:
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
 output_dir = options.output_dir or Path("runs") / options.task
-sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 results = task_distillation(
     task,
     data,
     options.teacher,
     output_dir,
-    student=options.student or dict(zip(sizes, options.size, strict=True)),
+    student=options.student or dict(zip(TINYBERT4, options.size, strict=True)),
     init=options.init,
     sample=options.sample,
     augmentation=augmentation,

@@ -1,5 +1,7 @@
 """Word replacement against a naive one-word-at-a-time reference, on a tiny masked language model."""
 
+import copy
+import json
 import random
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset
+from tokenizers.normalizers import Lowercase
 from transformers import BertForMaskedLM, BertModel
 
 from hf_tinybert.augmentation import Augmentation, WordVectors, masked_candidates, replace_words, whole_words
@@ -119,6 +122,21 @@ def test_the_result_is_kept_on_disk(masked_lm, tokenizer, tmp_path, monkeypatch)
         assert Augmentation(masked_lm, tokenizer, copies=3)(rows, ["text"])["text"][:] == first["text"][:]
     other = Augmentation(masked_lm, tokenizer, copies=3, seed=1)(rows, ["text"])
     assert other["text"][:] != first["text"][:]
+
+
+def test_what_is_kept_is_told_apart_by_all_that_it_depends_on(masked_lm, tokenizer):
+    def key(stop_words=("the",), words=("a", "b", "c"), first=1.0, case=True):
+        backend = copy.deepcopy(tokenizer)
+        if not case:
+            backend.backend_tokenizer.normalizer = Lowercase()
+        vectors = WordVectors(list(words), np.array([[first, 0], [1, 1], [0, 1]]))
+        return json.dumps(Augmentation(masked_lm, backend, vectors, stop_words=stop_words).settings)
+
+    before = key()
+    tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
+    assert key() == before
+    keys = {key(), key(stop_words=("and",)), key(words=("b", "a", "c")), key(first=2.0), key(case=False)}
+    assert len(keys) == 5
 
 
 def test_vectors_from_files(tmp_path):

@@ -20,7 +20,7 @@ import transformers
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer
 
-from hf_tinybert import GLUE, DistillationArguments, DistillationTrainer, cache_logits, create_student
+from hf_tinybert import GLUE, TINYBERT4, DistillationArguments, DistillationTrainer, cache_logits, create_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, default="sst2")
@@ -78,8 +78,7 @@ def epoch(variant: str, intermediate: bool) -> float:
 
 
 task, tokenizer = GLUE[options.task], AutoTokenizer.from_pretrained(options.teacher)
-sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-size = dict(zip(sizes, options.size, strict=True))
+size = dict(zip(TINYBERT4, options.size, strict=True))
 data = task.load(options.data)["train"]
 chosen = random.Random(0).sample(range(len(data)), min(options.rows, len(data)))
 rows = task.tokenize(data.select(chosen), tokenizer)
