@@ -3,7 +3,15 @@
 from .arguments import DistillationArguments
 from .augmentation import Augmentation, WordVectors
 from .layer_mapping import map_layers
-from .losses import AttentionLoss, DistillationLoss, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
+from .losses import (
+    AttentionLoss,
+    DistillationLoss,
+    EmbeddingLoss,
+    HiddenLoss,
+    PredictionLoss,
+    RelationLoss,
+    TaskLoss,
+)
 from .pipelines import general_distillation, task_distillation
 from .students import TINYBERT4, TINYBERT6, create_student
 from .tasks import GLUE, Task
@@ -24,6 +32,7 @@ __all__ = [
     "EmbeddingLoss",
     "HiddenLoss",
     "PredictionLoss",
+    "RelationLoss",
     "Task",
     "TaskLoss",
     "WordVectors",

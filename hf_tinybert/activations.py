@@ -10,11 +10,18 @@ class QueryKey:
     """Attention scores kept as their factors: scores = query·keyᵀ·scaling, before mask and softmax.
 
     `query` and `key` are (B, H, S, D/H), after any rotary embedding; `scaling` is the factor that the model applies.
+    `value`, likewise, is None unless a loss reads it.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
+    value: Tensor | None = None
+
+    @property
+    def vectors(self) -> tuple[Tensor, ...]:
+        """Query, key and, where it is there, value."""
+        return (self.query, self.key) if self.value is None else (self.query, self.key, self.value)
 
     def scores(self) -> Tensor:
         """The scores themselves, (B, H, S, S) in float32."""
@@ -29,7 +36,8 @@ class Activations:
     - `logits`: whatever shape the head gives, (B, C) or (B, S, C).
     - `hidden_states`: index 0 is the embedding output, m the output of layer m; each (B, S, D).
     - `projected_states`: student only, {loss name: {m: (B, S, teacher's D)}}.
-    - `attentions`: index m − 1 is layer m: `QueryKey`, or scores (B, H, S, S) where the model hides its factors.
+    - `attentions`: index m − 1 is layer m: `QueryKey`, or scores (B, H, S, S) where the model hides its factors; None
+      for a layer that no loss reads.
     - `loss`: student only, the label loss, already normalised over the whole (accumulated, global) batch.
     """
 
@@ -37,5 +45,5 @@ class Activations:
     logits: Tensor | None = None
     hidden_states: tuple[Tensor | None, ...] | None = None
     projected_states: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    attentions: tuple[QueryKey | Tensor, ...] | None = None
+    attentions: tuple[QueryKey | Tensor | None, ...] | None = None
     loss: Tensor | None = None

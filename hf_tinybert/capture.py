@@ -1,8 +1,9 @@
 """One forward pass of a transformers model → Activations, without ever forming S×S scores where that can be avoided.
 
-A registered attention function runs sdpa, eager or flash attention as before and hands (query, key, scaling) out where
-`output_attentions=True` expects attention weights, so that they arrive in `outputs.attentions`. Architectures that do
-not route attention through transformers' interface fall back to eager, and the input of their softmax is recorded.
+A registered attention function runs sdpa, eager or flash attention as before and hands (query, key, scaling, value)
+out where `output_attentions=True` expects attention weights, so that they arrive in `outputs.attentions`.
+Architectures that do not route attention through transformers' interface fall back to eager, and the input of their
+softmax is recorded.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
@@ -25,18 +26,32 @@ logger = logging.get_logger(__name__)
 
 
 class ActivationCapture:
-    """Captures what the losses read from `model`: attention scores and chosen hidden states.
+    """Captures what the losses read from `model`: attention scores and hidden states of chosen layers.
 
     `with capture.enabled():` switches the attention function and puts the old one back at the end. Inside, call the
     model with `**capture.forward_arguments` under `capture.recording()`, then `capture.read(outputs, ...)`.
-    `hidden_layers` counts from 0, the embedding output.
+    Layers count from 1; 0 is the embedding output. `values` keeps the values too. `truncate` leaves out the layers
+    above the last one captured, for a model whose head nobody reads; where they are no ModuleList (ALBERT) all run.
     """
 
-    def __init__(self, model: PreTrainedModel, attentions: bool = False, hidden_layers: Iterable[int] = ()):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention_layers: Iterable[int] = (),
+        hidden_layers: Iterable[int] = (),
+        values: bool = False,
+        truncate: bool = False,
+    ):
         self.model = model
-        self.attentions = attentions
+        self.attention_layers = sorted(set(attention_layers))
         self.hidden_layers = sorted(set(hidden_layers))
-        self.records_softmax = attentions and not model._can_set_attn_implementation()
+        self.values = values
+        self.depth = model.config.num_hidden_layers
+        last = max([1, *self.attention_layers, *self.hidden_layers])
+        self._layers = _find_layers(model) if truncate and last < self.depth else None
+        if self._layers:
+            self.depth = last
+        self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
         if self.records_softmax:
             logger.warning_once(
                 f"{type(model).__name__} computes attention without transformers' attention interface: its scores are "
@@ -47,22 +62,20 @@ class ActivationCapture:
     def forward_arguments(self) -> dict[str, Any]:
         """Keyword arguments that make the model's forward return what is captured."""
         arguments: dict[str, Any] = {"output_hidden_states": self.hidden_layers} if self.hidden_layers else {}
-        if self.attentions and not self.records_softmax:
+        if self.attention_layers and not self.records_softmax:
             arguments["output_attentions"] = True
         return arguments
 
     @contextlib.contextmanager
     def enabled(self):
-        """Hand out query and key instead of attention weights; the previous attention function returns at the end."""
-        if not self.attentions or self.records_softmax:
+        """Hand out query, key and value instead of attention weights; everything is as it was at the end."""
+        with contextlib.ExitStack() as stack:
+            if self._layers:
+                stack.enter_context(_truncated(self.model.base_model, *self._layers, self.depth))
+            if self.attention_layers and not self.records_softmax:
+                stack.callback(self.model.set_attn_implementation, self.model.config._attn_implementation)
+                self.model.set_attn_implementation(_query_key_implementation(self.model.config._attn_implementation))
             yield
-            return
-        previous = self.model.config._attn_implementation
-        self.model.set_attn_implementation(_query_key_implementation(previous))
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(previous)
 
     @contextlib.contextmanager
     def recording(self):
@@ -81,29 +94,64 @@ class ActivationCapture:
         loss: Tensor | None = None,
     ) -> Activations:
         """Activations of one forward pass. Raises RuntimeError where a capture came back empty or incomplete."""
-        layers = self.model.config.num_hidden_layers
         attentions = hidden_states = None
-        if self.attentions:
+        if self.attention_layers:
             captured = recorded_scores if self.records_softmax else outputs.get("attentions") or ()
-            if len(captured) != layers or not all(isinstance(entry, (tuple, Tensor)) for entry in captured):
+            if len(captured) != self.depth or not all(isinstance(entry, (tuple, Tensor)) for entry in captured):
                 raise RuntimeError(
-                    f"{type(self.model).__name__} has {layers} layers but {len(captured)} attention scores were "
+                    f"{type(self.model).__name__} ran {self.depth} layers but {len(captured)} attention scores were "
                     "captured, so an attention loss would train nothing or the wrong layers. Load the model with "
                     "attn_implementation='sdpa', or drop 'attention' from loss_type."
                 )
-            attentions = tuple(QueryKey(*entry) if isinstance(entry, tuple) else entry for entry in captured)
+            attentions = tuple(
+                self._keep(entry) if m in self.attention_layers else None for m, entry in enumerate(captured, start=1)
+            )
         if self.hidden_layers:
             hidden_states = outputs.get("hidden_states") or ()
-            if len(hidden_states) <= layers or any(hidden_states[layer] is None for layer in self.hidden_layers):
+            if len(hidden_states) <= self.hidden_layers[-1] or any(
+                hidden_states[layer] is None for layer in self.hidden_layers
+            ):
                 raise RuntimeError(
                     f"{type(self.model).__name__} did not return the hidden states of layers {self.hidden_layers}: "
                     "drop 'hidden' and 'embedding' from loss_type for this architecture."
                 )
         return Activations(attention_mask, outputs.get("logits"), hidden_states, {}, attentions, loss)
 
+    def _keep(self, entry: tuple | Tensor) -> QueryKey | Tensor:
+        if isinstance(entry, Tensor):
+            return entry
+        *query_key, value = entry
+        return QueryKey(*query_key, value if self.values else None)
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+    """The module and the attribute that hold the encoder's layers; None where that is not one ModuleList."""
+    depth = model.config.num_hidden_layers
+    found = [
+        (parent, name)
+        for parent in model.base_model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+@contextlib.contextmanager
+def _truncated(base_model: PreTrainedModel, parent: nn.Module, name: str, depth: int):
+    layers, config = getattr(parent, name), base_model.config
+    ties = getattr(config, "tie_last_hidden_states", None)
+    setattr(parent, name, layers[:depth])
+    # or the norm that follows the last layer (ModernBERT) would stand for the last hidden state
+    config.tie_last_hidden_states = False
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+        config.tie_last_hidden_states = ties
+
 
 def _query_key_implementation(base: str) -> str:
-    """Register, once, the attention function that runs `base` and returns (query, key, scaling) as its weights."""
+    """Register, once, the attention function that runs `base` and returns what is captured as its weights."""
     # transformers loads flash kernels by looking for "flash" in the name, which must not happen for ours
     name = "query_key_" + base.replace("flash", "fa")
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
@@ -125,8 +173,8 @@ def _hand_out_query_key(base: str) -> Callable:
                 output, _ = ALL_ATTENTION_FUNCTIONS[base](
                     module, query, key, value, attention_mask, scaling=scaling, **kwargs
                 )
-        key = repeat_kv(key, query.shape[1] // key.shape[1])
-        return output, (query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        return output, (query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, value)
 
     return attention
 

@@ -164,6 +164,6 @@ def _named_tensors(activations: Activations) -> list[tuple[str, Tensor]]:
     if not activations.projected_states:
         named += [(f"hidden state {m}", state) for m, state in enumerate(activations.hidden_states or ())]
     for m, scores in enumerate(activations.attentions or (), start=1):
-        factors = (scores.query, scores.key) if isinstance(scores, QueryKey) else (scores,)
+        factors = scores.vectors if isinstance(scores, QueryKey) else (scores,)  # None: no loss reads it
         named += [(f"attention scores of layer {m}", factor) for factor in factors]
     return [(name, tensor) for name, tensor in named if tensor is not None]

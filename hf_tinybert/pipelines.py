@@ -46,7 +46,7 @@ INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
 LAST = "last"
 STEPS = {
     "fine_tuning": {"learning_rate": 5e-5},
-    "intermediate": {"loss_type": INTERMEDIATE_LOSSES},
+    "intermediate": {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0},
     "prediction": {"loss_type": ["prediction"], **SELECTION},
 }
 
@@ -69,7 +69,8 @@ def task_distillation(
 
     `teacher` is fine-tuned first where it has no head for the task. Training rows are augmented if asked. The student,
     created in these sizes (`create_student`) or loaded (a generally distilled one), learns the intermediate layers,
-    then the predictions, from cached logits. `student` is the best epoch by the task's score on the validation split,
+    then the predictions, from cached logits; what the intermediate step reads of the teacher is kept too where it
+    fits (`teacher_cache_gb`, 5 there). `student` is the best epoch by the task's score on the validation split,
     `student_last` the last one. `arguments` are `DistillationArguments` of all three steps; `fine_tuning`,
     `intermediate` and `prediction` those of one, where `num_train_epochs=0` leaves it out. The same call goes on where
     it was stopped; another one in the same folder, or a teacher with other labels, raises ValueError.

@@ -108,7 +108,7 @@ class TeacherForward:
     def __init__(self, teacher: PreTrainedModel, capture: ActivationCapture, reads_logits: bool):
         self.teacher = teacher
         self.capture = capture
-        self.captures = capture.attentions or bool(capture.hidden_layers)
+        self.captures = bool(capture.attention_layers or capture.hidden_layers)
         self.reads_logits = reads_logits
         models = {True: teacher if reads_logits else teacher.base_model, False: teacher.base_model}
         self._with_head = {head: (model, forward_columns(model)) for head, model in models.items()}

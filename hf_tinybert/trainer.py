@@ -7,12 +7,15 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
+from .activation_cache import TEACHER_ROW, ActivationCache, cache_activations, check_same
 from .activations import Activations
 from .arguments import DistillationArguments
 from .capture import ActivationCapture
@@ -28,9 +31,12 @@ from .layer_mapping import map_layers
 from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
 from .projections import PROJECTIONS, Projections, detached, projected_layers
-from .teachers import TEACHER_LOGITS, TeacherForward, forward_columns, freeze, load_teacher
+from .teachers import TEACHER_LOGITS, TeacherForward, forward_columns, freeze, load_teacher, weights_digest
+
+logger = logging.get_logger(__name__)
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
+WORTHWHILE_EPOCHS = 2  # from so many on, keeping the teacher's activations is faster than running it
 
 
 class DistillationTrainer(Trainer):
@@ -146,13 +152,16 @@ class DistillationTrainer(Trainer):
         if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
             raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
         reads = frozenset().union(*(loss.reads for loss in self.losses))
-        layers = [pair for loss in self.losses for pair in loss.hidden_layers(self.layer_mapping)]
-        student_layers, teacher_layers = ([pair[side] for pair in layers] for side in (0, 1))
-        self._student_capture = ActivationCapture(student, "attentions" in reads, student_layers)
+        attentions = [pair for loss in self.losses for pair in loss.attention_layers(self.layer_mapping)]
+        hidden_states = [pair for loss in self.losses for pair in loss.hidden_layers(self.layer_mapping)]
+        student_layers, teacher_layers = (
+            [[pair[side] for pair in pairs] for pairs in (attentions, hidden_states)] for side in (0, 1)
+        )
+        self._student_capture = ActivationCapture(student, *student_layers, "values" in reads)
         self._running.enter_context(self._student_capture.enabled())
         self._teacher_forward = None
         if self.teacher_model is not None:
-            capture = ActivationCapture(self.teacher_model, "attentions" in reads, teacher_layers)
+            capture = ActivationCapture(self.teacher_model, *teacher_layers, "values" in reads, "logits" not in reads)
             self._running.enter_context(capture.enabled())
             self._teacher_forward = TeacherForward(self.teacher_model, capture, "logits" in reads)
         projected = projected_layers(self.losses, self.layer_mapping)
@@ -162,6 +171,7 @@ class DistillationTrainer(Trainer):
                 self._projections = Projections(projected, *widths).to(student.device, student.dtype)
                 self._fit_projections(student)
             self._running.enter_context(self._projections.attached(student))
+        self._activation_cache = self._cache_teacher_activations()
         self._first_step = True
         self._num_examples = self._num_labels = None
         self._components, self._components_since = defaultdict(float), None
@@ -191,6 +201,44 @@ class DistillationTrainer(Trainer):
         for name, moments in fits.items():
             write_linear(getattr(self._projections, name), ridge(moments, torch.zeros_like(moments.cross), 1e-4))
 
+    def _cache_teacher_activations(self) -> ActivationCache | None:
+        """Where `teacher_cache_gb` allows it: the cache, and its row numbers as a column of `train_dataset`."""
+        rows, forward = self.train_dataset, self._teacher_forward
+        columns = getattr(rows, "column_names", None) or ()
+        if not self.args.teacher_cache_gb or forward is None or not forward.captures:
+            return None
+        if forward.reads_logits and TEACHER_LOGITS not in columns:
+            logger.warning(
+                "Teacher activations are not kept: the teacher runs for its logits. Use cache_logits first."
+            )
+            return None
+        if not isinstance(rows, datasets.Dataset) or "attention_mask" not in columns:
+            logger.warning("Teacher activations are not kept: that needs a datasets.Dataset with an attention_mask.")
+            return None
+        capture, autocast = forward.capture, self.accelerator.mixed_precision
+        depends = [
+            capture.attention_layers,
+            capture.hidden_layers,
+            capture.values,
+            forward.columns,
+            str(forward.teacher.dtype),
+            autocast,
+        ]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        steps = self.args.max_steps
+        cache = cache_activations(
+            lambda inputs: self._run_teacher(self._prepare_inputs(inputs), head=False),
+            self._remove_unused_columns(rows),
+            self._get_collator_with_removed_columns(self.data_collator),
+            f"{weights_digest(forward.teacher)} {depends}",
+            self.args.teacher_cache_gb,
+            (steps * batch / len(rows) if steps > 0 else self.args.num_train_epochs) >= WORTHWHILE_EPOCHS,
+        )
+        if cache is not None:
+            self.train_dataset = rows.add_column(TEACHER_ROW, np.arange(len(rows)))
+            self._running.callback(setattr, self, "train_dataset", rows)
+        return cache
+
     def _first_rows(self) -> Iterator[dict[str, Any]]:
         dataset = self.train_dataset
         if isinstance(dataset, datasets.Dataset):
@@ -214,8 +262,9 @@ class DistillationTrainer(Trainer):
         teacher = self._teacher_activations(inputs)
         outputs, student = self._student_forward(model, inputs, num_items_in_batch)
         if self._first_step:
-            self._first_step = False
             check_activations(self.losses, student, teacher)
+            teacher = self._lower_teacher(inputs, student, teacher)
+            self._first_step = False
         total = 0.0
         for loss in self.losses:
             value = loss(student, teacher, self.layer_mapping)
@@ -227,23 +276,53 @@ class DistillationTrainer(Trainer):
         return (total, outputs) if return_outputs else total
 
     def _teacher_activations(self, inputs: dict[str, Any]) -> Activations:
-        """What the losses read of the teacher; logits of a `teacher_logits` column are taken from there."""
-        cached, forward = inputs.get(TEACHER_LOGITS), self._teacher_forward
+        """What the losses read of the teacher: from disk where it is kept there, from a forward pass otherwise."""
+        logits, cache, forward = inputs.get(TEACHER_LOGITS), self._activation_cache, self._teacher_forward
         activations = Activations()
-        if forward is not None and (cached is None or forward.captures or self._first_step):
-            with self.accelerator.autocast():  # as Accelerate does for the student
-                activations = forward(inputs, head=cached is None or self._first_step)
-        if cached is not None:
+        if forward is not None and (
+            self._first_step or (forward.captures and cache is None) or (forward.reads_logits and logits is None)
+        ):
+            activations = self._run_teacher(inputs, head=logits is None or self._first_step)
+        if cache is not None:
+            kept = cache.read(inputs[TEACHER_ROW], inputs["attention_mask"])
+            if self._first_step:
+                check_same(kept, activations)
+                kept.logits = activations.logits
+            activations = kept
+        if logits is not None:
             if self._first_step and forward is not None and forward.reads_logits:
-                check_cached_logits(cached, activations.logits)
-            activations.logits = cached
+                check_cached_logits(logits, activations.logits)
+            activations.logits = logits
         return activations
+
+    def _run_teacher(self, inputs: dict[str, Any], head: bool) -> Activations:
+        full = self.teacher_model.dtype == torch.float32  # then autocast, as Accelerate does for the student
+        with self.accelerator.autocast() if full else contextlib.nullcontext():
+            return self._teacher_forward(inputs, head)
+
+    @torch.no_grad()
+    def _lower_teacher(self, inputs: dict[str, Any], student: Activations, teacher: Activations) -> Activations:
+        """Bring the teacher to `teacher_dtype` and log by what share of it each loss of these rows changes."""
+        dtype = getattr(torch, self.args.teacher_dtype or "", None)
+        if self.teacher_model is None or self._activation_cache or dtype in (None, self.teacher_model.dtype):
+            return teacher
+        self.teacher_model.to(dtype)
+        lowered = self._teacher_activations(inputs)
+        check_finite(lowered)
+        errors = {}
+        for loss in self.losses:
+            before, after = (loss(student, of, self.layer_mapping).mean() for of in (teacher, lowered))
+            errors[f"{loss.name}_loss_dtype_error"] = abs(after / before - 1).item()
+        self.log(errors)
+        return lowered
 
     def _student_forward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch
     ) -> tuple[Any, Activations]:
         capture = self._student_capture
         mask = inputs.get("attention_mask")
+        if mask is not None and mask.device.type == "cpu" and mask.all():  # elsewhere asking would mean waiting
+            mask = None  # spares the losses their masked copies
         inputs = {**self._student_inputs(inputs), **capture.forward_arguments}
         loss = None
         with capture.recording() as scores:
@@ -298,14 +377,18 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.losses:
-            ours = [TEACHER_LOGITS, *(forward_columns(self.teacher_model) if self.teacher_model is not None else [])]
+            ours = [
+                TEACHER_LOGITS,
+                TEACHER_ROW,
+                *(forward_columns(self.teacher_model) if self.teacher_model is not None else []),
+            ]
             self._signature_columns += [c for c in ours if c not in self._signature_columns]
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
         if not self.losses:
             return inputs
-        teacher_only = {TEACHER_LOGITS}
+        teacher_only = {TEACHER_LOGITS, TEACHER_ROW}
         if self.teacher_model is not None:
             teacher_only |= set(forward_columns(self.teacher_model)) - set(forward_columns(self._student))
         return {name: value for name, value in inputs.items() if name not in teacher_only}

@@ -41,6 +41,7 @@ parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the pr
 parser.add_argument("--batch_size", type=int, default=32)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--teacher_cache_gb", type=float, default=5, help="disk for what the intermediate step reads")
 parser.add_argument("--output_dir", type=Path)
 options = parser.parse_args()
 
@@ -72,6 +73,7 @@ results = task_distillation(
         "loss_type": options.intermediate_losses,
         "learning_rate": options.intermediate_learning_rate,
         "layer_mapping": options.layer_mapping,
+        "teacher_cache_gb": options.teacher_cache_gb,
     },
     prediction={
         "num_train_epochs": options.prediction_epochs,

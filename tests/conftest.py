@@ -2,6 +2,7 @@
 
 import copy
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset
@@ -43,6 +44,12 @@ def build(model_class, config, seed: int = 0):
     """A model with its own random weights."""
     set_seed(seed)
     return model_class(copy.deepcopy(config))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Teacher activations that a run keeps are gone with the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Captured scores against eager attention of the same weights, for every architecture that is promised."""
 
+import copy
 import logging
 
 import pytest
@@ -84,7 +85,7 @@ def batch():
 
 
 def captured(model, batch):
-    capture = ActivationCapture(model, attentions=True, hidden_layers=range(4))
+    capture = ActivationCapture(model, range(1, 4), range(4))
     with torch.no_grad(), capture.enabled(), capture.recording() as scores:
         outputs = model(**batch, **capture.forward_arguments)
         return outputs, capture.read(outputs, batch["attention_mask"], scores)
@@ -152,13 +153,39 @@ def test_hidden_states_are_embeddings_and_every_layer(name, batch):
         torch.testing.assert_close(state, want)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_layers_above_the_last_one_captured_do_not_run(name, batch):
+    model = build(*ALL[name]).eval()
+    layers = capture._find_layers(model)
+    ran, modules = [], dict(enumerate(getattr(*layers), start=1)) if layers else {}
+    for m, module in modules.items():
+        module.register_forward_hook(lambda *_, m=m: ran.append(m))
+    _, everything = captured(model, batch)
+    whole, config = list(ran), copy.deepcopy(model.config.to_dict())
+    ran.clear()
+    part = ActivationCapture(model, [1], [0, 2], truncate=True)
+    with torch.no_grad(), part.enabled(), part.recording() as scores:
+        outputs = model.base_model(**batch, **part.forward_arguments)
+        activations = part.read(outputs, batch["attention_mask"], scores)
+    assert ran == ([1, 2] if layers else [])
+    assert layers or name == "albert"
+    assert torch.equal(dense(activations.attentions[0]), dense(everything.attentions[0]))
+    assert activations.attentions[1] is None  # not kept: no loss reads it
+    for m in (0, 2):
+        assert torch.equal(activations.hidden_states[m], everything.hidden_states[m])
+    ran.clear()
+    captured(model, batch)
+    assert ran == whole
+    assert model.config.to_dict() == config | ({"tie_last_hidden_states": None} if layers else {})
+
+
 @pytest.mark.parametrize("name", BY_FALLBACK)
 def test_the_fallback_is_logged(name, caplog):
     capture.logger.warning_once.__func__.cache_clear()
     root = logging.getLogger("transformers")
     root.addHandler(caplog.handler)
     try:
-        ActivationCapture(build(*BY_FALLBACK[name]), attentions=True)
+        ActivationCapture(build(*BY_FALLBACK[name]), attention_layers=[1, 2, 3])
     finally:
         root.removeHandler(caplog.handler)
     assert "quadratic in the sequence length" in caplog.text
@@ -201,7 +228,7 @@ def test_grouped_keys_are_repeated_for_every_head():
     attention = capture._hand_out_query_key("eager")
     query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
     module = torch.nn.Module()
-    output, (_, repeated, scaling) = attention(module, query, key, key, None)
+    output, (_, repeated, scaling, _) = attention(module, query, key, key, None)
     expected = F.scaled_dot_product_attention(query, key, key, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(output, expected)
     assert repeated.shape == query.shape
@@ -210,9 +237,9 @@ def test_grouped_keys_are_repeated_for_every_head():
 
 def test_an_empty_capture_raises(batch):
     model = build(*ALL["bert"])
-    empty = ActivationCapture(model, attentions=True)
+    empty = ActivationCapture(model, attention_layers=[1, 2, 3])
     outputs = model(**batch, output_attentions=True)  # plain sdpa returns no attentions
-    with pytest.raises(RuntimeError, match="3 layers but 0 attention scores"):
+    with pytest.raises(RuntimeError, match="ran 3 layers but 0 attention scores"):
         empty.read(outputs)
     with pytest.raises(RuntimeError, match="hidden states of layers"):
         ActivationCapture(model, hidden_layers=[1]).read(outputs)
@@ -220,8 +247,11 @@ def test_an_empty_capture_raises(batch):
 
 def test_a_lost_mask_function_raises(monkeypatch):
     model = build(*ALL["bert"])
-    with ActivationCapture(model, attentions=True).enabled():
+    with ActivationCapture(model, attention_layers=[1, 2, 3]).enabled():
         name = model.config._attn_implementation
     monkeypatch.delitem(AttentionMaskInterface._global_mapping, name)
-    with pytest.raises(RuntimeError, match="lost its mask"), ActivationCapture(model, attentions=True).enabled():
+    with (
+        pytest.raises(RuntimeError, match="lost its mask"),
+        ActivationCapture(model, attention_layers=[1, 2, 3]).enabled(),
+    ):
         pass

@@ -116,8 +116,8 @@ def test_captures_that_carry_no_gradient(tmp_path, student, teacher, monkeypatch
         attention = hand_out(base)
 
         def detached(*args, **kwargs):
-            output, (query, key, scaling) = attention(*args, **kwargs)
-            return output, (query.detach(), key.detach(), scaling)
+            output, (query, key, *rest) = attention(*args, **kwargs)
+            return output, (query.detach(), key.detach(), *rest)
 
         return detached
 

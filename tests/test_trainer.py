@@ -2,7 +2,10 @@
 
 import copy
 import json
+import logging
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from conftest import VOCAB, bert_config, build, pad, rows
@@ -459,3 +462,66 @@ def test_an_empty_data_set_is_refused(tmp_path, student, teacher):
     empty = Dataset.from_dict({"input_ids": [], "attention_mask": [], "labels": []})
     with pytest.raises(ValueError, match="empty"):
         distil(tmp_path, student, teacher, train_dataset=empty)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_teacher_in_lower_precision_says_what_it_changes(tmp_path, student, teacher, dtype):
+    full = distil(tmp_path / "full", copy.deepcopy(student), copy.deepcopy(teacher), max_steps=2)
+    trainer, logs, _ = distil(tmp_path / "low", student, teacher, max_steps=2, teacher_dtype=dtype)
+    assert {p.dtype for p in teacher.parameters()} == {getattr(torch, dtype)}
+    errors = {name: value for name, value in trainer.state.log_history[0].items() if "dtype_error" in name}
+    assert set(errors) == {f"{name}_loss_dtype_error" for name in ("attention", "hidden", "embedding", "prediction")}
+    for name, error in errors.items():
+        loss = name.removesuffix("_dtype_error")
+        assert 0 < error < 0.03
+        assert abs(logs[0][loss] / full[1][0][loss] - 1) == pytest.approx(error, rel=0.05, abs=1e-6)
+
+
+KEPT = {"teacher_cache_gb": 1.0, "loss_type": ["attention", "hidden", "embedding"], "max_steps": 6}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_kept_activations_train_as_the_live_teacher_does(tmp_path, student, teacher, bf16):
+    options = KEPT | {"bf16": bf16, "per_device_train_batch_size": 4}
+    live = distil(tmp_path / "live", copy.deepcopy(student), teacher, **options | {"teacher_cache_gb": 0})
+    data, calls = rows(8), []
+    teacher.base_model.register_forward_hook(lambda *_: calls.append(1))
+    kept = distil(tmp_path / "kept", copy.deepcopy(student), teacher, train_dataset=data, **options)
+    assert len(calls) == 5  # projections 2, layout, one pass of 8 rows, check in the first step
+    assert kept[0].train_dataset is data
+    assert_same_run(kept, live, rtol=2e-2)
+    calls.clear()
+    again = distil(tmp_path / "again", copy.deepcopy(student), teacher, **options)
+    assert len(calls) == 3  # what another run has kept is read
+    assert_same_run(again, kept, rtol=1e-9)
+
+
+def test_kept_activations_know_their_teacher_and_rows(tmp_path, student, teacher):
+    options, folder = dict(KEPT), Path(datasets.config.HF_DATASETS_CACHE, "teacher_activations")
+    for step, change in enumerate(("nothing", "teacher", "rows", "losses", "short"), start=1):
+        if change == "teacher":
+            teacher.base_model.embeddings.word_embeddings.weight.data[3] += 1
+        elif change == "losses":
+            options["loss_type"] = ["hidden"]
+        elif change == "short":  # not worthwhile, but what is there is read
+            options["max_steps"] = 1
+        data = rows(8, seed=int(change in ("rows", "losses", "short")))
+        distil(tmp_path, copy.deepcopy(student), teacher, train_dataset=data, **options)
+        assert len(list(folder.iterdir())) == min(step, 4)
+
+
+def test_kept_activations_that_do_not_fit_are_left_out(tmp_path, student, teacher, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    distil(tmp_path, student, teacher, **KEPT | {"teacher_cache_gb": 1e-6})
+    assert "bytes a token" in caplog.text
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
+
+
+def test_tokens_that_change_from_epoch_to_epoch_are_refused(tmp_path, student, teacher):
+    def collate(features):
+        batch = pad(features)
+        batch["input_ids"] = torch.randint_like(batch["input_ids"], 1, VOCAB)
+        return batch
+
+    with pytest.raises(ValueError, match="teacher_cache_gb=0"):
+        distil(tmp_path, student, teacher, data_collator=collate, **KEPT)

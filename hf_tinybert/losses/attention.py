@@ -59,17 +59,15 @@ class _SquaredScoreDifference(torch.autograd.Function):
         ctx, student_query, student_key, teacher_query, teacher_key, mask, student_scaling, teacher_scaling, dtype
     ):
         with _exact_matmul(student_query):
-            query = torch.cat(
-                (student_query.to(dtype) * student_scaling, teacher_query.to(dtype) * -teacher_scaling), -1
-            )
-            key = torch.cat((student_key.to(dtype), teacher_key.to(dtype)), -1)
+            query = _joined(student_query, teacher_query, student_scaling, -teacher_scaling, dtype)
+            key = _joined(student_key, teacher_key, 1.0, 1.0, dtype)
             if mask is not None:
                 padding = ~mask.bool()[:, None, :, None]
                 query, key = query.masked_fill_(padding, 0), key.masked_fill_(padding, 0)
             ctx.direct = query.shape[-2] <= 2 * query.shape[-1]  # where it is faster, by count and by the clock
             if ctx.direct:
                 difference = query @ key.mT
-                squared = difference.square().sum((-1, -2))
+                squared = torch.linalg.vector_norm(difference, dim=(-1, -2)).square_()  # in one pass
                 ctx.save_for_backward(query, key, difference)
             else:
                 # the value cancels more than the gradient does; accelerators may be 32 times slower in double
@@ -93,6 +91,15 @@ class _SquaredScoreDifference(torch.autograd.Function):
                 query_gram, key_gram = saved
                 query_grad, key_grad = query @ key_gram[..., :d], key @ query_gram[..., :d]
         return (query_grad * (grad * scaling)).to(dtype), (key_grad * grad).to(dtype), *[None] * 6
+
+
+def _joined(student: Tensor, teacher: Tensor, student_factor: float, teacher_factor: float, dtype: torch.dtype):
+    d = student.shape[-1]
+    joined = student.new_empty((*student.shape[:-1], d + teacher.shape[-1]), dtype=dtype)
+    # torch.cat of such views takes three times as long on a CPU
+    torch.mul(student.to(dtype), student_factor, out=joined[..., :d])
+    torch.mul(teacher.to(dtype), teacher_factor, out=joined[..., d:])
+    return joined
 
 
 def score_matrix_mse(student_scores: Tensor, teacher_scores: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -123,7 +130,9 @@ class AttentionLoss(DistillationLoss):
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """Sum over the mapped layers, (B,)."""
-        pairs = [(student.attentions[m - 1], teacher.attentions[g - 1]) for m, g in layer_mapping]
+        pairs = [
+            (student.attentions[m - 1], teacher.attentions[g - 1]) for m, g in self.attention_layers(layer_mapping)
+        ]
         return sum(self._layer_loss(*pair, student.attention_mask) for pair in pairs)
 
     def _layer_loss(self, student: QueryKey | Tensor, teacher: QueryKey | Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ class DistillationLoss(nn.Module):
     whole accumulated and global batch. A scalar is taken as already normalised in that way.
 
     - `name`: the log shows the unweighted value as `{name}_loss`; unique in a trainer.
-    - `reads`: what must be captured, of "attentions", "hidden_states", "logits" and "loss".
+    - `reads`: what must be captured, of "attentions" (with "values"), "hidden_states", "logits" and "loss".
     - `projects`: whether student states come through a learned projection to the teacher's width.
     - `needs_equal_heads`: whether student and teacher must have as many attention heads as each other.
     - `weight`: λ, default 1. Raises ValueError if it is not a finite number.
@@ -36,6 +36,10 @@ class DistillationLoss(nn.Module):
     def hidden_layers(self, layer_mapping: LayerMapping) -> LayerMapping:
         """Pairs (student, teacher) of the hidden states that this loss reads; 0 is the embedding output."""
         return layer_mapping if "hidden_states" in self.reads else []
+
+    def attention_layers(self, layer_mapping: LayerMapping) -> LayerMapping:
+        """Pairs (student, teacher) of the layers whose attention scores this loss reads, counted from 1."""
+        return layer_mapping if "attentions" in self.reads else []
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """One value an example, (B,)."""

@@ -1,6 +1,7 @@
 """Hidden-state and embedding distillation (TinyBERT paper, equations 8 and 9)."""
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..activations import Activations
 from ..layer_mapping import LayerMapping
@@ -13,8 +14,8 @@ def hidden_state_mse(student_hidden: Tensor, teacher_hidden: Tensor, attention_m
     `student_hidden` and `teacher_hidden` are (B, S, D), the student's already projected to the teacher's width;
     `attention_mask` is (B, S). The original code averages over padding too; this does not.
     """
-    difference = student_hidden.float() - teacher_hidden.float()
-    return token_mean(difference.square().mean(-1), attention_mask)
+    squared = F.mse_loss(student_hidden.float(), teacher_hidden.float(), reduction="none")  # one pass each way
+    return token_mean(squared.sum(-1), attention_mask) / student_hidden.shape[-1]
 
 
 class HiddenLoss(DistillationLoss):

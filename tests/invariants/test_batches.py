@@ -48,6 +48,7 @@ def test_every_loss_is_here():
         "HiddenLoss",
         "EmbeddingLoss",
         "PredictionLoss",
+        "RelationLoss",
         "TaskLoss",
     }
 

@@ -13,7 +13,10 @@ def train(folder, processes, *flags):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("flags", [[], ["--tokens"], ["--intermediate"], ["--intermediate", "--checkpointing"]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--tokens"], ["--intermediate"], ["--intermediate", "--checkpointing"], ["--intermediate", "--kept"]],
+)
 def test_two_processes_equal_one(tmp_path, flags):
     (single,) = train(tmp_path / "one", 1, *flags)
     first, second = train(tmp_path / "two", 2, *flags)

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from pathlib import Path
 
+import datasets
 import torch
 from conftest import bert_config, build, pad, rows
 from training import distil
@@ -17,7 +19,9 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", action="store_true")
     parser.add_argument("--intermediate", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--kept", action="store_true")
     options = parser.parse_args()
+    datasets.config.HF_DATASETS_CACHE = f"{options.folder}/cache"
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     model_class = BertForTokenClassification if options.tokens else BertForSequenceClassification
     teacher, student = build(model_class, bert_config(4, 32), 1), build(model_class, bert_config(2, 16), 2)
@@ -40,12 +44,15 @@ if __name__ == "__main__":
         data_collator=collate,
         per_device_train_batch_size=4 // world,
         gradient_accumulation_steps=2,
-        max_steps=2,
+        max_steps=4 if options.kept else 2,
         save_strategy="steps",
         save_steps=2,
         activation_checkpointing=options.checkpointing,
+        teacher_cache_gb=float(options.kept),
     )
     assert trainer.accelerator.num_processes == world
+    cached = list(Path(datasets.config.HF_DATASETS_CACHE).glob("teacher_activations/*/layout.json"))
+    assert len(cached) == options.kept
     torch.save(
         {
             "world": world,
