@@ -103,15 +103,27 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 class TeacherForward:
-    """Runs `teacher` without gradients, in eval mode, and returns Activations; its head only if logits are read."""
+    """Runs `teacher` without gradients, in eval mode, and returns Activations; its head only if logits are read.
 
-    def __init__(self, teacher: PreTrainedModel, capture: ActivationCapture, reads_logits: bool):
+    `compile_options` are those of `torch.compile`; None runs it as it is.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        capture: ActivationCapture,
+        reads_logits: bool,
+        compile_options: dict[str, Any] | None = None,
+    ):
         self.teacher = teacher
         self.capture = capture
         self.captures = bool(capture.attention_layers or capture.hidden_layers)
         self.reads_logits = reads_logits
         models = {True: teacher if reads_logits else teacher.base_model, False: teacher.base_model}
         self._with_head = {head: (model, forward_columns(model)) for head, model in models.items()}
+        if compile_options is not None and not capture.records_softmax:
+            compiled = {model: torch.compile(model, **compile_options) for model in models.values()}
+            self._with_head = {head: (compiled[model], names) for head, (model, names) in self._with_head.items()}
         self.columns = self._with_head[True][1]
 
     @torch.no_grad()

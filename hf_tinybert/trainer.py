@@ -163,7 +163,9 @@ class DistillationTrainer(Trainer):
         if self.teacher_model is not None:
             capture = ActivationCapture(self.teacher_model, *teacher_layers, "values" in reads, "logits" not in reads)
             self._running.enter_context(capture.enabled())
-            self._teacher_forward = TeacherForward(self.teacher_model, capture, "logits" in reads)
+            compiles = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+            compiles = compiles if self.args.torch_compile else None
+            self._teacher_forward = TeacherForward(self.teacher_model, capture, "logits" in reads, compiles)
         projected = projected_layers(self.losses, self.layer_mapping)
         if projected:
             if self._projections is None:

@@ -11,6 +11,7 @@ import torch
 from conftest import VOCAB, bert_config, build, pad, rows
 from datasets import Dataset
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from training import arguments, assert_same_run, distil
 from transformers import (
     AutoModelForSequenceClassification,
@@ -525,3 +526,15 @@ def test_tokens_that_change_from_epoch_to_epoch_are_refused(tmp_path, student, t
 
     with pytest.raises(ValueError, match="teacher_cache_gb=0"):
         distil(tmp_path, student, teacher, data_collator=collate, **KEPT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [["attention", "hidden", "embedding", "prediction"], ["relation", "prediction"]])
+def test_compiled_it_is_the_same_run_for_batches_of_many_lengths(tmp_path, student, teacher, losses):
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"loss_type": losses, "max_steps": 10, "per_device_train_batch_size": 2, "train_dataset": rows(20)}
+    plain = distil(tmp_path / "plain", copy.deepcopy(student), copy.deepcopy(teacher), **options)
+    compiled = distil(tmp_path / "compiled", student, teacher, torch_compile=True, **options)
+    assert_same_run(compiled, plain)
+    assert 0 < counters["stats"]["unique_graphs"] <= 10, counters  # student, teacher and projections, by size and free
