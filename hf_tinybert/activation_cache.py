@@ -19,8 +19,6 @@ from .activations import Activations, QueryKey
 
 logger = logging.get_logger(__name__)
 
-TEACHER_ROW = "teacher_row"
-
 
 class ActivationCache:
     """A folder of `cache_activations`, read by row numbers, page by page as they are asked for."""

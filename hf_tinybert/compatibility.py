@@ -121,18 +121,6 @@ def check_mask(inputs: Mapping[str, Any], pad_token_id: int | None) -> None:
         )
 
 
-def check_cached_logits(cached: Tensor, live: Tensor) -> None:
-    """Raise ValueError where a `teacher_logits` column is not what the teacher says now, to one part in twenty.
-
-    Another teacher, other tokens or other rows are much further off; bf16 against float32 is nearer.
-    """
-    if cached.shape != live.shape or (cached - live).abs().max() > 0.05 * live.abs().max():
-        raise ValueError(
-            "The column teacher_logits is not what teacher_model computes on these rows: it was made by another "
-            "teacher or tokenizer, or for other rows. Remove the column, or make it again with cache_logits."
-        )
-
-
 def check_finite(teacher: Activations) -> None:
     """Raise ValueError, naming the activation, where the teacher produced NaN or infinity."""
     for name, tensor in _named_tensors(teacher):

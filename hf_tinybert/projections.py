@@ -9,11 +9,13 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
 
 PROJECTIONS = "distillation_projections"
@@ -40,6 +42,15 @@ class Projections(nn.Module):
         """The output of `forward` as {loss name: {layer: (B, S, teacher's D)}}."""
         states = iter(projected)
         return {name: {m: next(states) for m in ms} for name, ms in self.layers.items()}
+
+    @torch.no_grad()
+    def fit(self, states: Iterable[tuple[str, Tensor, Tensor]]) -> None:
+        """Start at the least-squares maps of `states`: (loss name, the student's (N, D_s), the teacher's (N, D_t))."""
+        moments = {name: Moments() for name in self.layers}
+        for name, ours, theirs in states:
+            moments[name].add(ours, theirs)
+        for name, found in moments.items():
+            write_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
 
     @contextlib.contextmanager
     def attached(self, student: PreTrainedModel):

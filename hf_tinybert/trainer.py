@@ -2,38 +2,30 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
-from transformers.utils import logging
 
-from .activation_cache import TEACHER_ROW, ActivationCache, cache_activations, check_same
 from .activations import Activations
 from .arguments import DistillationArguments
 from .capture import ActivationCapture
 from .compatibility import (
     check_activations,
-    check_cached_logits,
     check_columns,
     check_compatible,
     check_finite,
     check_mask,
 )
 from .layer_mapping import map_layers
-from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
 from .projections import PROJECTIONS, Projections, detached, projected_layers
-from .teachers import TEACHER_LOGITS, TeacherForward, forward_columns, freeze, load_teacher, weights_digest
-
-logger = logging.get_logger(__name__)
+from .teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, forward_columns, freeze, load_teacher
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # from so many on, keeping the teacher's activations is faster than running it
@@ -159,98 +151,64 @@ class DistillationTrainer(Trainer):
         )
         self._student_capture = ActivationCapture(student, *student_layers, "values" in reads)
         self._running.enter_context(self._student_capture.enabled())
-        self._teacher_forward = None
+        self._teacher = None
         if self.teacher_model is not None:
             capture = ActivationCapture(self.teacher_model, *teacher_layers, "values" in reads, "logits" not in reads)
             self._running.enter_context(capture.enabled())
             compiles = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
             compiles = compiles if self.args.torch_compile else None
-            self._teacher_forward = TeacherForward(self.teacher_model, capture, "logits" in reads, compiles)
+            autocast = self.accelerator.autocast  # as Accelerate does for the student
+            self._teacher = Teacher(self.teacher_model, capture, "logits" in reads, autocast, compiles)
         projected = projected_layers(self.losses, self.layer_mapping)
         if projected:
             if self._projections is None:
                 widths = student.config.hidden_size, self.teacher_model.config.hidden_size
                 self._projections = Projections(projected, *widths).to(student.device, student.dtype)
-                self._fit_projections(student)
+                self._projections.fit(self._first_states(student))
             self._running.enter_context(self._projections.attached(student))
-        self._activation_cache = self._cache_teacher_activations()
+        if self.args.teacher_cache_gb and self._teacher is not None and self._teacher.captures:
+            self._keep_teacher_activations()
         self._first_step = True
         self._num_examples = self._num_labels = None
         self._components, self._components_since = defaultdict(float), None
 
     @torch.no_grad()
-    def _fit_projections(self, student: PreTrainedModel) -> None:
-        """Start each projection at the least-squares map of student to teacher states on the first training rows.
+    def _first_states(self, student: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """States of student and teacher on the first training rows, as `Projections.fit` takes them.
 
         Every rank reads the same rows, so that any number of processes starts from the same projections.
         """
-        fits, tokens = {name: Moments() for name in self._projections.layers}, 0
+        data, collate, tokens = self.train_dataset, self._collate, 0
+        rows = (data[i] for i in range(len(data))) if has_length(data) else iter(data)
+        rows = islice(rows, PROJECTION_ROWS)
         student.eval()
-        for inputs in self._first_rows():
-            teacher = self._teacher_forward(self._prepare_inputs(inputs))
+        while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
+            inputs = collate(batch)
+            teacher = self._teacher.run(inputs)
             check_finite(teacher)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
-            student_states = student(**inputs, **self._student_capture.forward_arguments).hidden_states
+            states = student(**inputs, **self._student_capture.forward_arguments).hidden_states
             mask = inputs.get("attention_mask")
             real = slice(None) if mask is None else mask.bool()
             for loss in self.losses:
                 for m, g in loss.hidden_layers(self.layer_mapping) if loss.projects else []:
-                    ours, theirs = student_states[m][real], teacher.hidden_states[g].to(student.device)[real]
-                    fits[loss.name].add(ours.flatten(0, -2), theirs.flatten(0, -2))
+                    ours, theirs = states[m][real], teacher.hidden_states[g].to(student.device)[real]
+                    yield loss.name, ours.flatten(0, -2), theirs.flatten(0, -2)
             tokens += ours.numel() // ours.shape[-1]
-            if tokens >= PROJECTION_TOKENS:
-                break
-        for name, moments in fits.items():
-            write_linear(getattr(self._projections, name), ridge(moments, torch.zeros_like(moments.cross), 1e-4))
 
-    def _cache_teacher_activations(self) -> ActivationCache | None:
-        """Where `teacher_cache_gb` allows it: the cache, and its row numbers as a column of `train_dataset`."""
-        rows, forward = self.train_dataset, self._teacher_forward
-        columns = getattr(rows, "column_names", None) or ()
-        if not self.args.teacher_cache_gb or forward is None or not forward.captures:
-            return None
-        if forward.reads_logits and TEACHER_LOGITS not in columns:
-            logger.warning(
-                "Teacher activations are not kept: the teacher runs for its logits. Use cache_logits first."
-            )
-            return None
-        if not isinstance(rows, datasets.Dataset) or "attention_mask" not in columns:
-            logger.warning("Teacher activations are not kept: that needs a datasets.Dataset with an attention_mask.")
-            return None
-        capture, autocast = forward.capture, self.accelerator.mixed_precision
-        depends = [
-            capture.attention_layers,
-            capture.hidden_layers,
-            capture.values,
-            forward.columns,
-            str(forward.teacher.dtype),
-            autocast,
-        ]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        steps = self.args.max_steps
-        cache = cache_activations(
-            lambda inputs: self._run_teacher(self._prepare_inputs(inputs), head=False),
-            self._remove_unused_columns(rows),
-            self._get_collator_with_removed_columns(self.data_collator),
-            f"{weights_digest(forward.teacher)} {depends}",
-            self.args.teacher_cache_gb,
-            (steps * batch / len(rows) if steps > 0 else self.args.num_train_epochs) >= WORTHWHILE_EPOCHS,
-        )
-        if cache is not None:
-            self.train_dataset = rows.add_column(TEACHER_ROW, np.arange(len(rows)))
-            self._running.callback(setattr, self, "train_dataset", rows)
-        return cache
-
-    def _first_rows(self) -> Iterator[dict[str, Any]]:
-        dataset = self.train_dataset
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset)
-        indexed = has_length(dataset)
-        rows = (dataset[i] for i in range(min(len(dataset), PROJECTION_ROWS))) if indexed else iter(dataset)
+    @property
+    def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
+        """Rows of the training data → a batch on the device, as training will see it."""
         collator = self._get_collator_with_removed_columns(self.data_collator)
-        rows = islice(rows, PROJECTION_ROWS)
-        while batch := list(islice(rows, self.args.per_device_train_batch_size)):
-            yield collator(batch)
+        return lambda features: self._prepare_inputs(collator(features))
+
+    def _keep_teacher_activations(self) -> None:
+        rows, args = self.train_dataset, self.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * batch / len(rows) if args.max_steps > 0 else args.num_train_epochs
+        worthwhile = epochs >= WORTHWHILE_EPOCHS
+        self.train_dataset = self._teacher.keep(rows, self._collate, args.teacher_cache_gb, worthwhile)
+        self._running.callback(setattr, self, "train_dataset", rows)
 
     # ---- The loss ----
 
@@ -259,9 +217,12 @@ class DistillationTrainer(Trainer):
         if self._running is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         check_mask(inputs, self.model.config.pad_token_id)
-        if self._first_step and self._teacher_forward:
-            check_columns(self._teacher_forward.columns, self.train_dataset, inputs)
-        teacher = self._teacher_activations(inputs)
+        if self._teacher is None:
+            teacher = Activations(logits=inputs.get(TEACHER_LOGITS))
+        else:
+            if self._first_step:
+                check_columns(self._teacher.columns, self.train_dataset, inputs)
+            teacher = self._teacher.read(inputs, check=self._first_step)
         outputs, student = self._student_forward(model, inputs, num_items_in_batch)
         if self._first_step:
             check_activations(self.losses, student, teacher)
@@ -277,39 +238,14 @@ class DistillationTrainer(Trainer):
             total = total + loss.weight * value
         return (total, outputs) if return_outputs else total
 
-    def _teacher_activations(self, inputs: dict[str, Any]) -> Activations:
-        """What the losses read of the teacher: from disk where it is kept there, from a forward pass otherwise."""
-        logits, cache, forward = inputs.get(TEACHER_LOGITS), self._activation_cache, self._teacher_forward
-        activations = Activations()
-        if forward is not None and (
-            self._first_step or (forward.captures and cache is None) or (forward.reads_logits and logits is None)
-        ):
-            activations = self._run_teacher(inputs, head=logits is None or self._first_step)
-        if cache is not None:
-            kept = cache.read(inputs[TEACHER_ROW], inputs["attention_mask"])
-            if self._first_step:
-                check_same(kept, activations)
-                kept.logits = activations.logits
-            activations = kept
-        if logits is not None:
-            if self._first_step and forward is not None and forward.reads_logits:
-                check_cached_logits(logits, activations.logits)
-            activations.logits = logits
-        return activations
-
-    def _run_teacher(self, inputs: dict[str, Any], head: bool) -> Activations:
-        full = self.teacher_model.dtype == torch.float32  # then autocast, as Accelerate does for the student
-        with self.accelerator.autocast() if full else contextlib.nullcontext():
-            return self._teacher_forward(inputs, head)
-
     @torch.no_grad()
     def _lower_teacher(self, inputs: dict[str, Any], student: Activations, teacher: Activations) -> Activations:
         """Bring the teacher to `teacher_dtype` and log by what share of it each loss of these rows changes."""
         dtype = getattr(torch, self.args.teacher_dtype or "", None)
-        if self.teacher_model is None or self._activation_cache or dtype in (None, self.teacher_model.dtype):
+        if self._teacher is None or self._teacher.cache or dtype in (None, self.teacher_model.dtype):
             return teacher
         self.teacher_model.to(dtype)
-        lowered = self._teacher_activations(inputs)
+        lowered = self._teacher.read(inputs)
         check_finite(lowered)
         errors = {}
         for loss in self.losses:

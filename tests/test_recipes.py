@@ -61,6 +61,25 @@ def test_step_benchmark(tmp_path):
     assert "ours / limit" in printed
 
 
+def test_general_distillation_benchmark(tmp_path):
+    flags = ("--teacher_size", 2, 32, 64, 4, "--student_size", 1, 16, 32, 4, "--length", 16, "--batch_size", 2)
+    run(tmp_path, "benchmarks/general_distillation.py", *flags, "--steps", 4, "--warmup", 2)
+    row = json.loads((tmp_path / "runs/general_distillation.json").read_text())
+    layer = 2 * (4 * 32**2 + 2 * 32 * 64)  # FLOP a token of a teacher layer, attention itself aside
+    assert row["MFLOP / token"] > 2 * layer / 1e6
+    assert row["tokens / s"] > 0
+    assert row["share of it"] < 1
+
+
+@pytest.mark.slow
+def test_memory_benchmark(tmp_path):
+    run(tmp_path, "benchmarks/memory.py", "--lengths", 256, 2048)
+    short, long = json.loads((tmp_path / "runs/memory.json").read_text())["rows"]
+    for name in ("attention", "relation"):
+        assert long[f"{name} MB"] < 16 * max(short[f"{name} MB"], 10)
+        assert long[f"direct {name} MB"] > 4 * long[f"{name} MB"]
+
+
 def pretrained(folder, model_class=BertModel, layers=4, width=32):
     """A tiny pre-trained model with its tokenizer in `folder`."""
     folder.mkdir(exist_ok=True)
@@ -158,9 +177,14 @@ def test_ablations(tmp_path):
 def test_epoch_benchmark(tmp_path):
     flags = ("--data", glue(tmp_path), "--teacher", pretrained(tmp_path / "base"), "--size", 2, 16, 32, 4)
     run(tmp_path, "benchmarks/epoch.py", *flags, "--rounds", 1)
-    cache, *rows = json.loads((tmp_path / "runs/epoch.json").read_text())["results"]
-    assert cache["ours s"] > 0
+    written = json.loads((tmp_path / "runs/epoch.json").read_text())
+    assert written["kept bytes a row"] > 0
+    logits, activations, *rows = written["results"]
+    assert logits["ours s"] > 0
+    assert activations["kept s"] > 0
     assert all(row["padded / ours"] > 0 and row["usual / ours"] > 0 for row in rows)
+    assert rows[0]["kept / ours"] > 0
+    assert rows[1]["plain / ours"] > 0
 
 
 @pytest.mark.slow

@@ -26,30 +26,34 @@ class _RelationKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, mask, block):
         batch, heads, length, d = student.shape
-        real = torch.ones(batch, length, dtype=torch.bool, device=student.device) if mask is None else mask.bool()
-        rows, keys = real[:, None, :, None], ~real[:, None, None, :]
         total = torch.zeros(batch, device=student.device)
         gradient = torch.zeros_like(student, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         for start in range(0, length, block):
             here = slice(start, start + block)
-            log_student, log_teacher = (
-                (x[:, :, here] @ x.mT * x.shape[-1] ** -0.5).float().masked_fill_(keys, NEVER).log_softmax(-1)
-                for x in (student, teacher)
-            )
-            kept = log_teacher.exp() * rows[:, :, here]
-            total += (kept * (log_teacher - log_student)).sum((1, 2, 3))
-            if gradient is not None:  # of A·Aᵀ: to the rows here, and as keys to all
-                score = (log_student.exp_() * rows[:, :, here]).sub_(kept).to(student.dtype)
+            ours, theirs = ((x[:, :, here] @ x.mT * x.shape[-1] ** -0.5).float() for x in (student, teacher))
+            if mask is not None:
+                padding = ~mask.bool()[:, None, None, :]
+                ours, theirs = ours.masked_fill_(padding, NEVER), theirs.masked_fill_(padding, NEVER)
+            ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
+            target = theirs.exp()
+            divergence = (theirs.sub_(ours) * target).sum(-1)
+            score = ours.exp_().sub_(target)  # gradient of A·Aᵀ
+            if mask is not None:
+                divergence, score = divergence * mask[:, None, here], score * mask[:, None, here, None]
+            total += divergence.sum((1, 2))
+            if gradient is not None:  # to the rows here, and as keys to all
+                score = score.to(student.dtype)
                 gradient[:, :, here] += score @ student
                 gradient += score.mT @ student[:, :, here]
-        count = heads * real.sum(1).clamp(min=1)
-        ctx.save_for_backward(gradient, d**-0.5 / count)
+        count = heads * (length if mask is None else mask.sum(1).clamp(min=1))
+        ctx.save_for_backward(gradient)
+        ctx.factor, ctx.dtype = d**-0.5 / count, student.dtype
         return total / count
 
     @staticmethod
     def backward(ctx, grad):
-        gradient, factor = ctx.saved_tensors
-        return (gradient * (grad * factor)[:, None, None, None]), None, None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (grad * ctx.factor)[:, None, None, None]).to(ctx.dtype), None, None, None
 
 
 class RelationLoss(DistillationLoss):

@@ -2,19 +2,23 @@
 
     python recipes/benchmarks/epoch.py --teacher folder [--task sst2 --data folder --rows 16000 --bf16]
 
-`ours`: DistillationTrainer, batches grouped by length, logits cached (the pass that makes the cache is a column of its
-own). `usual`: the Trainer subclass that people write, eager attention probabilities and hidden states or soft targets
-from a live teacher, random batches padded to their longest. `padded`: the same, every sentence padded to `max_length`,
-as in the original TinyBERT code. They take turns, medians over rounds.
+`ours`: DistillationTrainer, batches grouped by length, logits cached. `kept`: what the intermediate step reads is on
+disk as well. The passes that put it there are rows of their own. `plain`: Trainer on the labels of the same batches,
+no teacher. `usual`: the Trainer subclass that people write, eager attention probabilities and hidden states or soft
+targets from a live teacher, random batches padded to their longest. `padded`: the same, every sentence padded to
+`max_length`, as in the original TinyBERT code. They take turns, medians over rounds.
 """
 
 import argparse
 import json
 import random
+import shutil
+import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import datasets
 import torch
 import transformers
 from torch.nn import functional as F
@@ -55,20 +59,25 @@ def load_teacher(**kind):
     return AutoModelForSequenceClassification.from_pretrained(options.teacher, **task.head, **kind).eval()
 
 
-def epoch(variant: str, intermediate: bool) -> float:
-    """Seconds of one epoch of a new student, training only."""
-    kind = {"attn_implementation": "eager"} if variant != "ours" and intermediate else {}
+def epoch(variant: str, intermediate: bool, epochs: float = 1) -> float:
+    """Seconds of one epoch (or of `epochs`) of a new student, training only."""
+    kind = {"attn_implementation": "eager"} if variant in ("usual", "padded") and intermediate else {}
     teacher = load_teacher(**kind)
     student = create_student(teacher, **size, init="random")
     cpu = not torch.accelerator.is_available()
     args = {"output_dir": "runs/epoch", "num_train_epochs": 1, "per_device_train_batch_size": options.batch_size}
     args |= {"save_strategy": "no", "report_to": [], "bf16": options.bf16, "use_cpu": cpu, "disable_tqdm": True}
+    grouped = {"train_sampling_strategy": "group_by_length"}
     padding = {"padding": "max_length", "max_length": task.max_length} if variant == "padded" else {}
     common = {"model": student, "train_dataset": cached if variant == "ours" and not intermediate else rows}
     common["data_collator"] = DataCollatorWithPadding(tokenizer, **padding)
-    if variant == "ours":
+    if variant == "plain":
+        args = transformers.TrainingArguments(**args, **grouped)
+        trainer = Trainer(**common, args=args, processing_class=tokenizer)
+    elif variant in ("ours", "kept"):
         losses = ["attention", "hidden", "embedding"] if intermediate else ["prediction"]
-        args = DistillationArguments(**args, loss_type=losses, train_sampling_strategy="group_by_length")
+        kept = {"teacher_cache_gb": 20 if variant == "kept" else 0, "num_train_epochs": epochs}
+        args = DistillationArguments(**args | kept, **grouped, loss_type=losses)
         trainer = DistillationTrainer(**common, args=args, processing_class=tokenizer, teacher_model=teacher)
     else:
         student.projection = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
@@ -84,20 +93,27 @@ chosen = random.Random(0).sample(range(len(data)), min(options.rows, len(data)))
 rows = task.tokenize(data.select(chosen), tokenizer)
 start = perf_counter()
 cached = cache_logits(load_teacher(), rows, tokenizer)
-results = [{"step": "cache", "ours s": perf_counter() - start}]
+results = [{"step": "logits, once", "ours s": perf_counter() - start}]
+datasets.config.HF_DATASETS_CACHE = tempfile.mkdtemp(prefix="epoch_")
+start = perf_counter()
+seconds = epoch("kept", intermediate=True, epochs=2)  # one epoch alone would not be worth it
+results.append({"step": "activations, once", "kept s": perf_counter() - start - seconds})
+kept_bytes = sum(file.stat().st_size for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
 for intermediate in (True, False):
-    runs = {name: [] for name in ("ours", "usual", "padded")}
+    runs = {name: [] for name in ("ours", "kept" if intermediate else "plain", "usual", "padded")}
     for _ in range(options.rounds):
         for name, seconds in runs.items():
             seconds.append(epoch(name, intermediate))
     row = {"step": "intermediate" if intermediate else "prediction"}
     row |= {f"{name} s": median(seconds) for name, seconds in runs.items()}
-    for name in ("usual", "padded"):
+    for name in list(runs)[1:]:
         row[f"{name} / ours"] = median(a / b for a, b in zip(runs[name], runs["ours"], strict=True))
     results.append(row)
-print("| " + " | ".join(results[-1]) + " |", "|---" * len(results[-1]) + "|", sep="\n")
+shutil.rmtree(datasets.config.HF_DATASETS_CACHE)
+names = list(dict.fromkeys(name for row in results[2:] for name in row))
+print("| " + " | ".join(names) + " |", "|---" * len(names) + "|", sep="\n")
 for row in results:
-    print(
-        "| " + " | ".join(f"{row[n]:.3g}" if n in row and n != "step" else row.get(n, "") for n in results[-1]) + " |"
-    )
-Path("runs/epoch.json").write_text(json.dumps({"bf16": options.bf16, "rows": len(rows), "results": results}))
+    print("| " + " | ".join(v if isinstance(v := row.get(n, ""), str) else f"{v:.3g}" for n in names) + " |")
+print(f"Kept activations: {kept_bytes / len(rows):.0f} bytes a row.")
+settings = {"bf16": options.bf16, "rows": len(rows), "kept bytes a row": kept_bytes / len(rows)}
+Path("runs/epoch.json").write_text(json.dumps(settings | {"results": results}))

@@ -1,6 +1,7 @@
 """Time and peak memory of one intermediate step, BERT-base → TinyBERT4 (random weights), by sequence length.
 
     python recipes/benchmarks/step.py [--device cuda --bf16] [--lengths 128 512 2048] [--rounds 5] [--memory]
+    python recipes/benchmarks/step.py --modern --lengths 2048 8192 --rounds 1 --variants limit ours --memory
 
 `limit`: teacher forward, student forward and backward under sdpa and nothing else. `eager`: the usual Trainer subclass
 (output_attentions, MSE of attention probabilities and of projected hidden states). `ours`: DistillationTrainer with
@@ -31,6 +32,9 @@ parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
 parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
+parser.add_argument("--modern", action="store_true", help="both ModernBERT's architecture instead of BERT's")
+parser.add_argument("--variants", nargs="+", default=["limit", "ours", "eager"], help="the first is the baseline")
+parser.add_argument("--teacher_dtype", help="of ours")
 parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
 parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
 options = parser.parse_args()
@@ -68,16 +72,19 @@ class Clock(transformers.TrainerCallback):
 
 def build(variant: str, length: int) -> tuple[transformers.Trainer, list[float]]:
     attention = {"attn_implementation": "eager" if variant == "eager" else "sdpa"}
-    config = transformers.BertConfig(max_position_embeddings=max(512, length), **attention)
-    teacher = transformers.BertForSequenceClassification(config).eval().to(options.device)
-    student, batch = create_student(teacher, **TINYBERT4, init="random"), max(1, options.tokens // length)
+    sizes = {"num_hidden_layers": 12, "max_position_embeddings": max(512, length)}
+    config = (transformers.ModernBertConfig if options.modern else transformers.BertConfig)(**sizes, **attention)
+    teacher = transformers.AutoModelForSequenceClassification.from_config(config).eval().to(options.device)
+    size = TINYBERT4 | {"intermediate_size": min(1200, config.intermediate_size)}
+    student, batch = create_student(teacher, **size, init="random"), max(1, options.tokens // length)
     ids = torch.randint(1000, 30000, (batch * options.steps, length)).tolist()
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * length] * len(ids)})
     args = {"output_dir": "runs/step", "save_strategy": "no", "bf16": options.bf16, "use_cpu": not cuda}
     args |= {"max_steps": options.steps, "per_device_train_batch_size": batch}
     common = {"model": student, "train_dataset": data, "callbacks": [clock := Clock()]}
     if variant == "ours":
-        arguments = DistillationArguments(**args, loss_type=["attention", "hidden", "embedding"])
+        args |= {"loss_type": ["attention", "hidden", "embedding"], "teacher_dtype": options.teacher_dtype}
+        arguments = DistillationArguments(**args)
         return DistillationTrainer(**common, args=arguments, teacher_model=teacher), clock.times
     student.projection = torch.nn.Linear(student.config.hidden_size, config.hidden_size).to(options.device)
     trainer = (Limit if variant == "limit" else Eager)(**common, args=transformers.TrainingArguments(**args))
@@ -102,17 +109,18 @@ if options.memory_of:
     sys.exit(print(torch.cuda.max_memory_allocated() / 2**20 if cuda else int(resident) / 2**10))
 results = []
 for length in options.lengths:
-    runs = {variant: build(variant, length) for variant in ("limit", "ours", "eager")}
+    runs = {variant: build(variant, length) for variant in options.variants}
     for trainer, _ in [run for _ in range(options.rounds) for run in runs.values()]:
         trainer.train()
     row = {"S": length, "B": runs["limit"][0].args.per_device_train_batch_size}
     turns = {name: milliseconds(times) for name, (_, times) in runs.items()}
     row |= {f"{name} ms": median(turn) for name, turn in turns.items()}
-    for name in ("ours", "eager"):  # within a round, so that a machine that slows down slows both
-        row[f"{name} / limit"] = median(map(truediv, turns[name], turns["limit"]))
+    baseline, *others = options.variants
+    for name in others:  # within a round, so that a machine that slows down slows both
+        row[f"{name} / {baseline}"] = median(map(truediv, turns[name], turns[baseline]))
     del runs, trainer
     if options.memory:
-        row |= {f"{name} MB": peak_megabytes(name, length) for name in ("limit", "ours", "eager")}
+        row |= {f"{name} MB": peak_megabytes(name, length) for name in options.variants}
     results.append(row)
     if len(results) == 1:
         print("| " + " | ".join(row) + " |", "|---" * len(row) + "|", sep="\n")
