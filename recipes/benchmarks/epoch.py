@@ -43,7 +43,7 @@ class Usual(Trainer):
         inputs.pop("labels")
         if self.intermediate:
             inputs |= {"output_attentions": True, "output_hidden_states": True}
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             teacher = self.teacher(**inputs)
         student = model(**inputs)
         if not self.intermediate:

@@ -42,13 +42,16 @@ cuda = options.device == "cuda"
 
 
 class Limit(transformers.Trainer):
+    def compute_loss_context_manager(self):
+        return self.accelerator.autocast()  # Accelerate's own covers the forward of the whole student only
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():
             self.teacher.base_model(**inputs)
         return model.base_model(**inputs).last_hidden_state.square().mean()
 
 
-class Eager(transformers.Trainer):
+class Eager(Limit):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs |= {"output_attentions": True, "output_hidden_states": True}
         with torch.no_grad():

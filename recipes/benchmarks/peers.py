@@ -1,0 +1,269 @@
+"""Seconds of a training step, BERT-base → TinyBERT4 (random weights), beside the packages that people use today.
+
+    pip install -e '.[benchmarks]'
+    python recipes/benchmarks/peers.py [--device cuda --bf16] [--lengths 128 512 2048] [--memory]
+
+A step: both forward passes, losses, backward pass, clipping and AdamW, from the end of one optimizer step to the end
+of the next, with the package's own data loading and logging. Each variant has a process; they take turns, medians over
+rounds, ratios within a round: to `ours`, of `relation` to `ours relation`. `trainer` is the Trainer subclass that
+people write, `relation` MiniLMv2's loss in the direct way of bertdistiller (which itself needs transformers 4).
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from importlib.metadata import distributions
+from itertools import pairwise
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+import transformers
+from datasets import Dataset
+from torch.nn.functional import kl_div, mse_loss
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from hf_tinybert import TINYBERT4, DistillationArguments, DistillationTrainer, create_student
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
+parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
+parser.add_argument("--memory", action="store_true", help="peak memory of each process too")
+parser.add_argument("--teacher_size", type=int, nargs=4, default=[12, 768, 3072, 12], help="as --size")
+parser.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], help="layers, width, inner, heads")
+parser.add_argument("--peers", nargs="+", help="variants to run; default: all")
+options = parser.parse_args()
+cuda, (ours_wide, theirs_wide) = options.device == "cuda", (options.size[1], options.teacher_size[1])
+every = options.teacher_size[0] // options.size[0]  # hidden state m·every is read for m; 0 is the embedding output
+names = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(options.teacher_size[0]))]
+modules = list(zip(names, names[::every], strict=False))
+read = {"output_attentions": True, "output_hidden_states": True}
+
+
+class Usual(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            teacher = self.teacher(**inputs, **read)
+        student = model(**inputs, **read)
+        pairs = list(zip(student.attentions, teacher.attentions[every - 1 :: every], strict=True))
+        pairs += zip(map(model.projection, student.hidden_states), teacher.hidden_states[::every], strict=True)
+        return sum(mse_loss(ours, theirs) for ours, theirs in pairs)
+
+
+class Relation(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            teacher = [scores.softmax(-1) for scores in self.relations(self.teacher, inputs)]
+        student = [scores.log_softmax(-1) for scores in self.relations(model, inputs)]
+        total = sum(kl_div(ours, theirs, reduction="sum") for ours, theirs in zip(student, teacher, strict=True))
+        return total / (3 * teacher[0][..., 0].numel())
+
+    def relations(self, model, inputs):
+        states = model(**inputs, output_hidden_states=True).hidden_states[-2]
+        last, heads = model.bert.encoder.layer[-1].attention.self, options.teacher_size[3]
+        vectors = [layer(states).unflatten(-1, (heads, -1)) for layer in (last.query, last.key, last.value)]
+        return [v.transpose(1, 2) @ v.permute(0, 2, 3, 1) / v.shape[-1] ** 0.5 for v in vectors]
+
+
+class ProjectedMSE(torch.nn.MSELoss):  # ModelOpt takes losses of two layers' outputs, and has no projections
+    def __init__(self):
+        super().__init__()
+        self.projection = torch.nn.Linear(ours_wide, theirs_wide)
+
+    def forward(self, ours, theirs):
+        return super().forward(self.projection(ours), theirs)
+
+
+def models(length: int, attention: str = "sdpa"):
+    sizes = [dict(zip(TINYBERT4, size, strict=True)) for size in (options.teacher_size, options.size)]
+    config = {"max_position_embeddings": max(512, length), "attn_implementation": attention}
+    teacher = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes[0], **config))
+    teacher.to(options.device).eval()
+    return teacher, create_student(teacher, **sizes[1], init="random")
+
+
+def data(length: int) -> Dataset:
+    ids = torch.randint(1000, 30000, (max(1, options.tokens // length) * options.steps, length))
+    rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
+    return Dataset.from_dict(rows).with_format("torch")
+
+
+def arguments(length: int, kind=transformers.TrainingArguments, **changes):
+    batch = {"per_device_train_batch_size": max(1, options.tokens // length), "max_steps": options.steps}
+    return kind(output_dir="runs/peers", save_strategy="no", report_to=[], use_cpu=not cuda, **batch, **changes)
+
+
+def loop(length: int, parameters):
+    """Batches and optimizer as Trainer makes them, for the peers that have none."""
+    args, rows = arguments(length), data(length)
+    batches = torch.utils.data.DataLoader(rows, args.per_device_train_batch_size, shuffle=True)
+    return batches, torch.optim.AdamW(parameters, args.learning_rate, weight_decay=args.weight_decay, fused=True)
+
+
+def ours(length: int, *losses: str):
+    teacher, student = models(length)
+    args = arguments(length, DistillationArguments, loss_type=list(losses), bf16=options.bf16)
+    return DistillationTrainer(student, args, train_dataset=data(length), teacher_model=teacher).train
+
+
+def subclass(length: int, kind: type[transformers.Trainer], attention: str):
+    teacher, student = models(length, attention)
+    student.projection = torch.nn.Linear(ours_wide, theirs_wide).to(options.device)
+    trainer = kind(student, arguments(length), train_dataset=data(length))
+    trainer.teacher = teacher
+    return trainer.train
+
+
+def textbrewer(length: int):
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+
+    teacher, student = models(length, "eager")
+    matches = []
+    for m in range(len(student.bert.encoder.layer) + 1):
+        linear = ["linear", ours_wide, theirs_wide]
+        hidden = {"feature": "hidden", "loss": "hidden_mse", "layer_S": m, "layer_T": m * every, "proj": linear}
+        attention = {"feature": "attention", "loss": "attention_mse", "layer_S": m - 1, "layer_T": m * every - 1}
+        matches += [hidden, attention] if m else [hidden]
+    config = DistillationConfig(intermediate_matches=[{"weight": 1, **match} for match in matches])
+    args = TrainingConfig(output_dir="runs/peers", device=options.device, ckpt_steps=options.steps)
+
+    def adapt(batch, outputs):  # without logits there is no loss on them, without labels none on these
+        return {"attention": outputs.attentions, "hidden": outputs.hidden_states}
+
+    def turn():
+        distiller = GeneralDistiller(args, config, teacher, student, adapt, adapt)
+        batches, optimizer = loop(length, student.parameters())  # its projections join this optimizer as it starts
+        with distiller:
+            distiller.train(optimizer, batches, num_steps=options.steps, max_grad_norm=1.0, **read)
+
+    return turn
+
+
+def silverspoon(length: int):
+    from silverspoon_kd import HolisticDistiller, TrainingArguments, create_alignments
+
+    teacher, student = models(length)
+    pairs = create_alignments(teacher, student, {f"^{theirs}$": f"^{ours}$" for ours, theirs in modules})
+    args = arguments(length, TrainingArguments)
+    return HolisticDistiller(student, teacher, pairs, train_dataset=data(length), args=args).train
+
+
+def modelopt(length: int):
+    import modelopt.torch.distill as mtd
+
+    teacher, student = models(length)
+    config = {"teacher_model": teacher, "criterion": {pair: ProjectedMSE() for pair in modules}}
+    config["loss_balancer"] = mtd.StaticLossBalancer([1 / len(modules)] * len(modules))
+    model = mtd.convert(student, mode=[("kd_loss", config)]).to(options.device)
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches, optimizer = loop(length, parameters)
+
+    def turn():
+        for batch in batches:
+            model(**{name: values.to(options.device) for name, values in batch.items()})
+            model.compute_kd_loss().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return turn
+
+
+VARIANTS = {  # what it computes, what makes its turn (silverspoon and ModelOpt have no attention losses)
+    "ours": ("attention scores, hidden, embedding", lambda length: ours(length, "attention", "hidden", "embedding")),
+    "trainer": ("attention probabilities, hidden, embedding", lambda length: subclass(length, Usual, "eager")),
+    "textbrewer": ("attention probabilities, hidden, embedding", textbrewer),
+    "silverspoon": ("hidden, embedding; no attention", silverspoon),
+    "modelopt": ("hidden, embedding; no attention", modelopt),
+    "ours relation": ("relation", lambda length: ours(length, "relation")),
+    # it reads no attention probabilities: bertdistiller, too, leaves attention at transformers' default
+    "relation": ("relation", lambda length: subclass(length, Relation, "sdpa")),
+}
+PACKAGES = {"textbrewer": "textbrewer", "silverspoon": "silverspoon-kd", "modelopt": "nvidia-modelopt"}
+
+
+def work(variant: str, length: int, pipe) -> None:
+    """In a process of its own: a turn for each message; sends back seconds a step and peak MB, or an error."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if memory ends, the kernel is to end this process
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 the peers' progress bars and logs
+    transformers.logging.set_verbosity_error()
+    turn, ends, wait = None, [], torch.cuda.synchronize if cuda else int
+    register_optimizer_step_post_hook(lambda *_: (wait(), ends.append(perf_counter())))
+    try:
+        while pipe.recv():
+            turn, ends[:] = turn or VARIANTS[variant][1](length), []
+            # Trainer's bf16 is of the student's forward pass only, others have none; cached casts would outlive a step
+            lower = options.bf16 and not variant.startswith("ours")
+            with torch.autocast(options.device, torch.bfloat16, enabled=lower, cache_enabled=False):
+                turn()
+            assert len(ends) == options.steps, f"{len(ends)} optimizer steps"
+            resident = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+            peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident
+            pipe.send((median(end - start for start, end in pairwise(ends)), peak))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def start(variant: str, length: int):
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=work, args=(variant, length, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that the pipe ends where the process does
+    return process, pipe
+
+
+def ask(process, pipe) -> tuple[float, float] | str:
+    try:
+        pipe.send(True)
+        return pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+        return f"ended with exit code {process.exitcode}"  # -9: killed, for want of memory
+
+
+context = multiprocessing.get_context("fork")  # after the imports; this process itself computes nothing
+installed = {package.name: package.version for package in distributions()}
+wanted = {name: VARIANTS[name] for name in options.peers or VARIANTS}
+missing = [name for name in wanted if name in PACKAGES and PACKAGES[name] not in installed]
+chosen = [name for name in wanted if name not in missing]
+columns = ["S", "B", "variant", "losses", "s/step", "ratio", *(["MB"] if options.memory else [])]
+print("| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", sep="\n", flush=True)
+rows = []
+for length in options.lengths:
+    workers = {name: start(name, length) for name in chosen}
+    turns, peaks, errors = {name: [] for name in chosen}, {}, {}
+    for name in chosen * options.rounds:
+        outcome = errors.get(name) or ask(*workers[name])
+        if isinstance(outcome, str):
+            errors[name] = outcome
+        else:
+            turns[name].append(outcome[0])
+            peaks[name] = outcome[1]
+    for process, _ in workers.values():
+        process.kill()
+        process.join()
+    for name in chosen:
+        base = "ours relation" if "relation" in name else "ours"
+        both = base in chosen and not {name, base} & set(errors)
+        cells = [length, max(1, options.tokens // length), name, wanted[name][0]]
+        cells += [errors.get(name) or median(turns[name])]
+        cells += [median(map(truediv, turns[name], turns[base])) if both else None, peaks.get(name)]
+        rows.append(dict(zip(columns, cells, strict=False)))
+        shown = [f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in rows[-1].values()]
+        print("| " + " | ".join(shown) + " |", flush=True)
+for name in missing:
+    print(f"{name}: not installed (pip install {PACKAGES[name]})")
+versions = {name: installed[name] for name in ("torch", "transformers", *PACKAGES.values()) if name in installed}
+Path("runs").mkdir(exist_ok=True)
+Path("runs/peers.json").write_text(
+    json.dumps(vars(options) | {"versions": versions, "missing": missing, "rows": rows})
+)
