@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -76,51 +78,53 @@ def cache_activations(
     """
     name = hashlib.sha256(f"{dataset._fingerprint} {key}".encode()).hexdigest()[:16]
     folder, state = Path(datasets.config.HF_DATASETS_CACHE, "teacher_activations", name), PartialState()
-    if (folder / "layout.json").exists():
-        return ActivationCache(folder)
-    if not worthwhile:
-        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock") if state.is_main_process else nullcontext():  # one run at a time
+        state.wait_for_everyone()
+        if not (folder / "layout.json").exists() and not (
+            worthwhile and _write(folder, forward, dataset, collate, budget_gb, batch_size)
+        ):
+            return None
+    return ActivationCache(folder)
+
+
+def _write(folder: Path, forward, dataset, collate, budget_gb: float, batch_size: int) -> bool:
+    state = PartialState()
     lengths = np.array([sum(mask) for mask in dataset["attention_mask"]])
     order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit in memory fails at once
-    first = forward(collate([dataset[int(order[0])]]))
-    layout = _layout(first)
+    layout = _layout(forward(collate([dataset[int(order[0])]])))
     if layout is None:
         logger.warning("Teacher activations are not kept: this architecture hands out S×S scores.")
-        return None
-    width = sum(part["width"] for part in layout)
-    size = 2 * width * int(lengths.sum())
-    folder.mkdir(parents=True, exist_ok=True)
-    room = min(budget_gb * 1e9, 0.9 * shutil.disk_usage(folder).free)
+        return False
+    shape = int(lengths.sum()), sum(part["width"] for part in layout)
+    size, room = 2 * shape[0] * shape[1], min(budget_gb * 1e9, 0.9 * shutil.disk_usage(folder).free)
     if size > room:
         logger.warning(
-            f"Teacher activations are not kept: they take {size / 1e9:.2f} GB ({2 * width} bytes a token), and "
+            f"Teacher activations are not kept: they take {size / 1e9:.2f} GB ({2 * shape[1]} bytes a token), and "
             f"teacher_cache_gb and the free disk allow {room / 1e9:.2f}."
         )
-        return None
-    records = folder / "records.bf16"
+        return False
     offsets = np.concatenate([[0], lengths.cumsum()])
     if state.is_main_process:
         np.save(folder / "offsets.npy", offsets)
-        np.memmap(records, np.int16, "w+", shape=(int(offsets[-1]), width))
+        np.memmap(folder / "records.bf16", np.int16, "w+", shape=shape)
     state.wait_for_everyone()
-    memory = np.memmap(records, np.int16, "r+", shape=(int(offsets[-1]), width))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][
-        state.process_index :: state.num_processes
-    ]
-    for batch in tqdm(batches, desc="Teacher activations", disable=not state.is_main_process):
-        inputs = collate([dataset[int(row)] for row in batch])
-        activations = forward(inputs)
+    records = np.memmap(folder / "records.bf16", np.int16, "r+", shape=shape)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    own = batches[state.process_index :: state.num_processes]
+    for batch in tqdm(own, desc="Teacher activations", disable=not state.is_main_process):
+        activations = forward(collate([dataset[int(row)] for row in batch]))
         real = activations.attention_mask.bool()
         found = torch.cat([_values(activations, part)[real] for part in layout], -1).to(torch.bfloat16)
-        found = found.view(torch.int16).cpu().numpy()
-        for row, values in zip(batch, np.split(found, lengths[batch].cumsum()[:-1]), strict=True):
-            memory[offsets[row] : offsets[row + 1]] = values
-    memory.flush()
+        found = np.split(found.view(torch.int16).cpu().numpy(), lengths[batch].cumsum()[:-1])
+        for row, values in zip(batch, found, strict=True):
+            records[offsets[row] : offsets[row + 1]] = values
+    records.flush()
     state.wait_for_everyone()
     if state.is_main_process:
         (folder / "layout.json").write_text(json.dumps(layout))  # last: it says that the rest is whole
     state.wait_for_everyone()
-    return ActivationCache(folder)
+    return True
 
 
 def _layout(activations: Activations) -> list[dict[str, Any]] | None:

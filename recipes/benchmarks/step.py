@@ -36,6 +36,7 @@ parser.add_argument("--modern", action="store_true", help="both ModernBERT's arc
 parser.add_argument("--variants", nargs="+", default=["limit", "ours", "eager"], help="the first is the baseline")
 parser.add_argument("--teacher_dtype", help="of ours")
 parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
+parser.add_argument("--profile", action="store_true", help="the top operators of ours too, of one turn")
 parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
 options = parser.parse_args()
 cuda = options.device == "cuda"
@@ -121,6 +122,10 @@ for length in options.lengths:
     baseline, *others = options.variants
     for name in others:  # within a round, so that a machine that slows down slows both
         row[f"{name} / {baseline}"] = median(map(truediv, turns[name], turns[baseline]))
+    if options.profile:
+        with torch.profiler.profile() as profile:
+            runs["ours"][0].train()
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
     del runs, trainer
     if options.memory:
         row |= {f"{name} MB": peak_megabytes(name, length) for name in options.variants}
