@@ -167,6 +167,11 @@ class Teacher:
         if check or (self.captures and self.cache is None) or (self.reads_logits and logits is None):
             activations = self.run(inputs, head=logits is None or check)
         if self.cache is not None:
+            if TEACHER_ROW not in inputs:
+                raise ValueError(
+                    f"The batch lacks the column {TEACHER_ROW}, by which kept teacher activations are found: make the "
+                    "data collator keep it, or set teacher_cache_gb=0."
+                )
             kept = self.cache.read(inputs[TEACHER_ROW], inputs["attention_mask"])
             if check:
                 check_same(kept, activations)

@@ -518,6 +518,14 @@ def test_kept_activations_that_do_not_fit_are_left_out(tmp_path, student, teache
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
 
 
+def test_a_collator_that_drops_the_row_numbers_is_refused(tmp_path, student, teacher):
+    def collate(features):
+        return {name: values for name, values in pad(features).items() if name in ("input_ids", "attention_mask")}
+
+    with pytest.raises(ValueError, match="lacks the column teacher_row"):
+        distil(tmp_path, student, teacher, data_collator=collate, **KEPT)
+
+
 def test_tokens_that_change_from_epoch_to_epoch_are_refused(tmp_path, student, teacher):
     def collate(features):
         batch = pad(features)
