@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 # MNLI-m, MNLI-mm, MRPC, CoLA, average: tables 2, 3 and 4 of arXiv 1909.10351v5
 PAPER = {
@@ -61,19 +62,22 @@ if augment:
     variants["without augmentation"] = student + steps
 variants |= {name: variants["everything"] + change for name, change in CHANGES.items()}
 
-table = [f"| variant | {options.task} | paper: MNLI-m | MNLI-mm | MRPC | CoLA | average |", "|---" * 7 + "|"]
+columns = f"variant | {options.task}, best epoch | last epoch | paper: MNLI-m | MNLI-mm | MRPC | CoLA | average"
+table = [f"| {columns} |", "|---" * 8 + "|"]
 for name, flags in variants.items():
-    scores = []
+    scores = {"student": [], "student_last": []}
     for seed in options.seeds:
         folder = options.output_dir / options.task / f"{name.replace(' ', '_')}_{seed}"
         command = [sys.executable, str(Path(__file__).parent / "task_distillation.py"), "--task", options.task]
         command += [*others, *flags, "--seed", str(seed), "--output_dir", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         results = json.loads((folder / "results.json").read_text())
-        scores.append(100 * next(iter(results["student_last"].values()))["score"])
-    mean, spread = sum(scores) / len(scores), max(scores) - min(scores)
-    own = f"{mean:.1f}" + (f" (range {spread:.1f})" if len(scores) > 1 else "")
-    table.append(f"| {name} | {own} | " + " | ".join(map(str, PAPER[name])) + " |")
+        for which, found in scores.items():
+            found.append(100 * next(iter(results[which].values()))["score"])
+    own = [f"{mean(found):.1f}" for found in scores.values()]
+    if len(options.seeds) > 1:
+        own[0] += f" ({', '.join(f'{score:.1f}' for score in scores['student'])})"
+    table.append("| " + " | ".join([name, *own, *map(str, PAPER[name])]) + " |")
     print(table[-1], flush=True)
 options.output_dir.mkdir(parents=True, exist_ok=True)
 (options.output_dir / f"{options.task}.md").write_text("\n".join(table) + "\n")
