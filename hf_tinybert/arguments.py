@@ -30,7 +30,8 @@ class DistillationArguments(TrainingArguments):
     - `temperature`: of the prediction loss, default 1.
     - `relation_heads`: of the relation loss (MiniLMv2, `RelationLoss`), default the teacher's attention heads.
     - `teacher_dtype`: the teacher's weights and arithmetic, e.g. `"bfloat16"`; default as it is. The first log says by
-      what share each loss changes for it, as `{name}_loss_dtype_error`.
+      what share each loss changes for it, as `{name}_loss_dtype_error`. Activations that are kept come from the
+      teacher as it is.
     - `teacher_cache_gb`: disk (10⁹ bytes, under `HF_DATASETS_CACHE`) that the teacher's hidden states, queries and
       keys may take, so that later epochs read them (`cache_activations`). Default 0: the teacher always runs.
 

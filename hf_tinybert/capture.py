@@ -141,12 +141,14 @@ def _truncated(base_model: PreTrainedModel, parent: nn.Module, name: str, depth:
     layers, config = getattr(parent, name), base_model.config
     ties = getattr(config, "tie_last_hidden_states", None)
     setattr(parent, name, layers[:depth])
+    parent.add_module("left_out", layers[depth:])  # so that they follow the others to another dtype or device
     # or the norm that follows the last layer (ModernBERT) would stand for the last hidden state
     config.tie_last_hidden_states = False
     try:
         yield
     finally:
         setattr(parent, name, layers)
+        del parent.left_out
         config.tie_last_hidden_states = ties
 
 

@@ -48,8 +48,10 @@ def build(model_class, config, seed: int = 0):
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """Teacher activations that a run keeps are gone with the test."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    """Teacher activations that a run keeps are gone with the test, also those of the recipes' own processes."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
 
 
 @pytest.fixture(scope="session")

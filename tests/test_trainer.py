@@ -546,3 +546,11 @@ def test_compiled_it_is_the_same_run_for_batches_of_many_lengths(tmp_path, stude
     compiled = distil(tmp_path / "compiled", student, teacher, torch_compile=True, **options)
     assert_same_run(compiled, plain)
     assert 0 < counters["stats"]["unique_graphs"] <= 10, counters  # student, teacher and projections, by size and free
+
+
+def test_layers_left_out_of_one_run_have_the_lower_precision_in_the_next(tmp_path, student, teacher):
+    steps = {"loss_type": ["hidden"], "layer_mapping": "bottom"}, {"loss_type": ["prediction"]}
+    for step in steps:  # the first runs two of the teacher's four layers
+        distil(tmp_path, student, teacher, teacher_dtype="bfloat16", **step)
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    assert [name for name, _ in teacher.bert.encoder.named_children()] == ["layer"]

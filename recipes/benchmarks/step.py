@@ -116,7 +116,7 @@ for length in options.lengths:
     runs = {variant: build(variant, length) for variant in options.variants}
     for trainer, _ in [run for _ in range(options.rounds) for run in runs.values()]:
         trainer.train()
-    row = {"S": length, "B": runs["limit"][0].args.per_device_train_batch_size}
+    row = {"S": length, "B": runs[options.variants[0]][0].args.per_device_train_batch_size}
     turns = {name: milliseconds(times) for name, (_, times) in runs.items()}
     row |= {f"{name} ms": median(turn) for name, turn in turns.items()}
     baseline, *others = options.variants
