@@ -2,11 +2,14 @@
 
     pip install -e '.[benchmarks]'
     python recipes/benchmarks/peers.py [--device cuda --bf16] [--lengths 128 512 2048] [--memory]
+    python recipes/benchmarks/peers.py --task sst2 --rows 1000 --rounds 1        # an epoch of real sentences
 
 A step: both forward passes, losses, backward pass, clipping and AdamW, from the end of one optimizer step to the end
-of the next, with the package's own data loading and logging. Each variant has a process; they take turns, medians over
-rounds, ratios within a round: to `ours`, of `relation` to `ours relation`. `trainer` is the Trainer subclass that
-people write, `relation` MiniLMv2's loss in the direct way of bertdistiller (which itself needs transformers 4).
+of the next, with the package's own data loading and logging; the mean over a turn but its first. Each variant has a
+process; they take turns, medians over rounds, ratios within a round: to `ours`, of `relation` to `ours relation`.
+`trainer` is the Trainer subclass that people write, `relation` MiniLMv2's loss in the direct way of bertdistiller
+(which itself needs transformers 4). With --task a turn is an epoch of batches of 32, timed from its very start and
+padded to their longest; ours groups rows by length.
 """
 
 import argparse
@@ -15,7 +18,6 @@ import multiprocessing
 import os
 import sys
 from importlib.metadata import distributions
-from itertools import pairwise
 from operator import truediv
 from pathlib import Path
 from statistics import median
@@ -27,13 +29,17 @@ from datasets import Dataset
 from torch.nn.functional import kl_div, mse_loss
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hf_tinybert import TINYBERT4, DistillationArguments, DistillationTrainer, create_student
+from hf_tinybert import GLUE, TINYBERT4, DistillationArguments, DistillationTrainer, create_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
 parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
+parser.add_argument("--task", choices=GLUE, help="real rows instead of --lengths")
+parser.add_argument("--data", default="nyu-mll/glue", help="of --task")
+parser.add_argument("--rows", type=int, default=1000, help="of --task")
+parser.add_argument("--tokenizer", default="bert-base-uncased", help="of --task")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
 parser.add_argument("--memory", action="store_true", help="peak memory of each process too")
@@ -41,6 +47,11 @@ parser.add_argument("--teacher_size", type=int, nargs=4, default=[12, 768, 3072,
 parser.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], help="layers, width, inner, heads")
 parser.add_argument("--peers", nargs="+", help="variants to run; default: all")
 options = parser.parse_args()
+if options.task:
+    options.lengths, options.steps = [GLUE[options.task].max_length], options.rows // 32
+    collator = transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(options.tokenizer))
+else:
+    collator = transformers.default_data_collator
 cuda, (ours_wide, theirs_wide) = options.device == "cuda", (options.size[1], options.teacher_size[1])
 every = options.teacher_size[0] // options.size[0]  # hidden state m·every is read for m; 0 is the embedding output
 names = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(options.teacher_size[0]))]
@@ -82,6 +93,10 @@ class ProjectedMSE(torch.nn.MSELoss):  # ModelOpt takes losses of two layers' ou
         return super().forward(self.projection(ours), theirs)
 
 
+def batch_size(length: int) -> int:
+    return 32 if options.task else max(1, options.tokens // length)
+
+
 def models(length: int, attention: str = "sdpa"):
     sizes = [dict(zip(TINYBERT4, size, strict=True)) for size in (options.teacher_size, options.size)]
     config = {"max_position_embeddings": max(512, length), "attn_implementation": attention}
@@ -91,33 +106,39 @@ def models(length: int, attention: str = "sdpa"):
 
 
 def data(length: int) -> Dataset:
+    if options.task:
+        rows = GLUE[options.task].load(options.data)["train"].shuffle(0).select(range(options.rows))
+        return GLUE[options.task].tokenize(rows, collator.tokenizer).remove_columns("labels")
     ids = torch.randint(1000, 30000, (max(1, options.tokens // length) * options.steps, length))
     rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
-    return Dataset.from_dict(rows).with_format("torch")
+    return Dataset.from_dict(rows)
 
 
 def arguments(length: int, kind=transformers.TrainingArguments, **changes):
-    batch = {"per_device_train_batch_size": max(1, options.tokens // length), "max_steps": options.steps}
+    batch = {"per_device_train_batch_size": batch_size(length), "max_steps": options.steps}
     return kind(output_dir="runs/peers", save_strategy="no", report_to=[], use_cpu=not cuda, **batch, **changes)
 
 
 def loop(length: int, parameters):
     """Batches and optimizer as Trainer makes them, for the peers that have none."""
     args, rows = arguments(length), data(length)
-    batches = torch.utils.data.DataLoader(rows, args.per_device_train_batch_size, shuffle=True)
+    batches = torch.utils.data.DataLoader(
+        rows, args.per_device_train_batch_size, shuffle=True, collate_fn=lambda batch: dict(collator(batch))
+    )
     return batches, torch.optim.AdamW(parameters, args.learning_rate, weight_decay=args.weight_decay, fused=True)
 
 
 def ours(length: int, *losses: str):
     teacher, student = models(length)
-    args = arguments(length, DistillationArguments, loss_type=list(losses), bf16=options.bf16)
-    return DistillationTrainer(student, args, train_dataset=data(length), teacher_model=teacher).train
+    order = {"train_sampling_strategy": "group_by_length"} if options.task else {}
+    args = arguments(length, DistillationArguments, loss_type=list(losses), bf16=options.bf16, **order)
+    return DistillationTrainer(student, args, collator, data(length), teacher_model=teacher).train
 
 
 def subclass(length: int, kind: type[transformers.Trainer], attention: str):
     teacher, student = models(length, attention)
     student.projection = torch.nn.Linear(ours_wide, theirs_wide).to(options.device)
-    trainer = kind(student, arguments(length), train_dataset=data(length))
+    trainer = kind(student, arguments(length), collator, data(length))
     trainer.teacher = teacher
     return trainer.train
 
@@ -153,7 +174,8 @@ def silverspoon(length: int):
     teacher, student = models(length)
     pairs = create_alignments(teacher, student, {f"^{theirs}$": f"^{ours}$" for ours, theirs in modules})
     args = arguments(length, TrainingArguments)
-    return HolisticDistiller(student, teacher, pairs, train_dataset=data(length), args=args).train
+    rows = {"train_dataset": data(length), "data_collator": collator}
+    return HolisticDistiller(student, teacher, pairs, args=args, **rows).train
 
 
 def modelopt(length: int):
@@ -200,15 +222,16 @@ def work(variant: str, length: int, pipe) -> None:
     register_optimizer_step_post_hook(lambda *_: (wait(), ends.append(perf_counter())))
     try:
         while pipe.recv():
-            turn, ends[:] = turn or VARIANTS[variant][1](length), []
+            turn = turn or VARIANTS[variant][1](length)
+            ends[:] = [perf_counter()] if options.task else []  # an epoch is timed from its very start
             # Trainer's bf16 is of the student's forward pass only, others have none; cached casts would outlive a step
             lower = options.bf16 and not variant.startswith("ours")
             with torch.autocast(options.device, torch.bfloat16, enabled=lower, cache_enabled=False):
                 turn()
-            assert len(ends) == options.steps, f"{len(ends)} optimizer steps"
+            assert len(ends) == options.steps + bool(options.task), f"{len(ends)} optimizer steps"
             resident = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
             peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident
-            pipe.send((median(end - start for start, end in pairwise(ends)), peak))
+            pipe.send(((ends[-1] - ends[0]) / (len(ends) - 1), peak))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -254,7 +277,7 @@ for length in options.lengths:
     for name in chosen:
         base = "ours relation" if "relation" in name else "ours"
         both = base in chosen and not {name, base} & set(errors)
-        cells = [length, max(1, options.tokens // length), name, wanted[name][0]]
+        cells = [options.task or length, batch_size(length), name, wanted[name][0]]
         cells += [errors.get(name) or median(turns[name])]
         cells += [median(map(truediv, turns[name], turns[base])) if both else None, peaks.get(name)]
         rows.append(dict(zip(columns, cells, strict=False)))
