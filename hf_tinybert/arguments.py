@@ -5,17 +5,25 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .losses import (
+    AttentionKLLoss,
     AttentionLoss,
+    CosineLoss,
     DistillationLoss,
     EmbeddingLoss,
     HiddenLoss,
+    MiniLMLoss,
+    PatienceLoss,
     PredictionLoss,
     RelationLoss,
     TaskLoss,
 )
+from .losses.attention import ATTENTION_HEADS
 
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-LOSS_TYPES = ("attention", "hidden", "embedding", "prediction", "relation", "task")
+TINYBERT_LOSSES = (AttentionLoss, HiddenLoss, EmbeddingLoss, PredictionLoss)
+OTHER_LOSSES = (RelationLoss, MiniLMLoss, AttentionKLLoss, CosineLoss, PatienceLoss, TaskLoss)
+LOSSES = {loss.name: loss for loss in (*TINYBERT_LOSSES, *OTHER_LOSSES)}
+LOSS_TYPES = tuple(LOSSES)
 
 
 @dataclass
@@ -23,20 +31,25 @@ class DistillationArguments(TrainingArguments):
     """`TrainingArguments` with the objective Σ λ_i·L_i of TinyBERT; works with `HfArgumentParser`.
 
     - `loss_type`: names of the losses, default the paper's four; `"task"` adds the student's own label loss,
-      `"relation"` is MiniLMv2's. The paper's intermediate step is `attention hidden embedding`, its prediction step
-      `prediction`.
+      `"relation"` is MiniLMv2's, `"minilm"` MiniLM's, `"attention_kl"` compares attention after softmax, `"cosine"` is
+      DistilBERT's, `"patience"` BERT-PKD's. TinyBERT's intermediate step is `attention hidden embedding`, its
+      prediction step `prediction`.
     - `loss_weights`: λ for each of them, in the same order; default 1.
     - `layer_mapping`: `"uniform"`, `"top"`, `"bottom"`, teacher layers as `"3,6,9,12"`, or a list (`map_layers`).
     - `temperature`: of the prediction loss, default 1.
+    - `attention_heads`: of the attention loss, `"equal"` (default) or `"mean"`: where one model has n times the
+      other's heads, the mean scores of each n are compared (`AttentionLoss`).
     - `relation_heads`: of the relation loss (MiniLMv2, `RelationLoss`), default the teacher's attention heads.
     - `teacher_dtype`: the teacher's weights and arithmetic, e.g. `"bfloat16"`; default as it is. The first log says by
       what share each loss changes for it, as `{name}_loss_dtype_error`. Activations that are kept come from the
       teacher as it is.
     - `teacher_cache_gb`: disk (10⁹ bytes, under `HF_DATASETS_CACHE`) that the teacher's hidden states, queries and
       keys may take, so that later epochs read them (`cache_activations`). Default 0: the teacher always runs.
+    - `push_to_hub_min_retained`: share of the teacher's score, by `metric_for_best_model` on `eval_dataset`, that a
+      student must keep to be pushed, e.g. 0.95; of a loss the share is teacher / student. Default: all are pushed.
 
-    Raises ValueError for unknown or repeated losses, another number of weights, reentrant activation checkpointing or
-    an unknown dtype.
+    Raises ValueError for unknown or repeated losses, another number of weights, reentrant activation checkpointing, an
+    unknown dtype or `attention_heads`, or a share without a metric.
     """
 
     loss_type: list[str] = field(
@@ -51,6 +64,12 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Teacher layer of each student layer: uniform, top, bottom, or e.g. 3,6,9,12 (from 1)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the prediction loss."})
+    attention_heads: str = field(
+        default="equal",
+        metadata={
+            "help": "Heads of the attention loss: equal in number, or mean to average groups of the model with more."
+        },
+    )
     relation_heads: int | None = field(
         default=None,
         metadata={"help": "Heads of the relation loss, a divisor of both widths. Default: the teacher's."},
@@ -61,6 +80,13 @@ class DistillationArguments(TrainingArguments):
     teacher_cache_gb: float = field(
         default=0.0, metadata={"help": "Disk that kept teacher activations may take, in GB. Default: none are kept."}
     )
+    push_to_hub_min_retained: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the teacher's score, by metric_for_best_model on eval_dataset, that the student must "
+            "keep to be pushed, e.g. 0.95. Default: every student is pushed."
+        },
+    )
 
     def __post_init__(self):
         unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
@@ -70,9 +96,16 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} losses {self.loss_type}."
             )
+        if self.attention_heads not in ATTENTION_HEADS:
+            raise ValueError(f"attention_heads={self.attention_heads!r}: give one of {', '.join(ATTENTION_HEADS)}.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
         super().__post_init__()
+        if self.push_to_hub_min_retained is not None:
+            if self.push_to_hub_min_retained <= 0:
+                raise ValueError("push_to_hub_min_retained is a share of the teacher's score: above 0, e.g. 0.95.")
+            if self.metric_for_best_model is None:
+                raise ValueError("push_to_hub_min_retained needs metric_for_best_model: the score to compare by.")
         if self.activation_checkpointing:
             if (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
                 raise ValueError(
@@ -85,14 +118,13 @@ class DistillationArguments(TrainingArguments):
                 self.ddp_find_unused_parameters = True
 
     def build_losses(self) -> list[DistillationLoss]:
-        """The loss modules that `loss_type`, `loss_weights` and `temperature` describe."""
-        losses = []
-        for name, weight in zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True):
-            if name == "prediction":
-                losses.append(PredictionLoss(weight, self.temperature))
-            elif name == "relation":
-                losses.append(RelationLoss(weight, self.relation_heads))
-            else:
-                simple = (AttentionLoss, HiddenLoss, EmbeddingLoss, TaskLoss)
-                losses.append(next(loss for loss in simple if loss.name == name)(weight))
-        return losses
+        """The loss modules that `loss_type`, `loss_weights` and each loss's own arguments describe."""
+        own = {
+            "attention": {"heads": self.attention_heads},
+            "prediction": {"temperature": self.temperature},
+            "relation": {"relation_heads": self.relation_heads},
+        }
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        return [
+            LOSSES[name](weight, **own.get(name, {})) for name, weight in zip(self.loss_type, weights, strict=True)
+        ]

@@ -42,27 +42,28 @@ def check_compatible(
             raise ValueError(f"Set return_dict of the {role}'s config to True: losses read outputs by name.")
     if teacher is student:
         raise ValueError("teacher_model is the student itself: pass a copy (copy.deepcopy) or another model.")
+    check_vocabularies(student, teacher)
+    check_heads(student, teacher, losses)
+    if "attentions" in reads:
+        _check_checkpointing(student)
+    if "logits" in reads:
+        check_labels(student, teacher)
+
+
+def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise ValueError where student and teacher have another number of token embeddings."""
     if student.config.vocab_size != teacher.config.vocab_size:
         raise ValueError(
             f"The student's vocab_size is {student.config.vocab_size} and the teacher's {teacher.config.vocab_size}: "
             "both read the same token ids. Build the student with create_student(teacher, ...) and use its tokenizer."
         )
-    if any(loss.needs_equal_heads for loss in losses):
-        _check_heads(student, teacher)
-    if "attentions" in reads:
-        _check_checkpointing(student)
-    if "logits" in reads:
-        _check_labels(student, teacher)
 
 
-def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = student.config.num_attention_heads, teacher.config.num_attention_heads
-    if ours != theirs:
-        raise ValueError(
-            f"The student has {ours} attention heads and the teacher {theirs}, and the attention loss compares them "
-            f"head by head: build the student with num_attention_heads={theirs} (head sizes may differ), or drop "
-            "'attention' from loss_type."
-        )
+def check_heads(student: PreTrainedModel, teacher: PreTrainedModel, losses: Sequence[DistillationLoss]) -> None:
+    """Raise ValueError where a loss cannot compare the attention heads of student and teacher for their number."""
+    for loss in losses:
+        if "attentions" in loss.reads:
+            loss.check_heads(student.config.num_attention_heads, teacher.config.num_attention_heads)
 
 
 def _check_checkpointing(student: PreTrainedModel) -> None:
@@ -75,7 +76,8 @@ def _check_checkpointing(student: PreTrainedModel) -> None:
             )
 
 
-def _check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise ValueError where the prediction loss cannot compare the logits of student and teacher by position."""
     if "multi_label_classification" in (student.config.problem_type, teacher.config.problem_type):
         raise ValueError("The prediction loss does not cover multi-label heads: drop 'prediction' from loss_type.")
     check_label_names(student.config.id2label, teacher.config.id2label, "student")

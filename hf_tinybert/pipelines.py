@@ -10,10 +10,8 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,7 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DistillationArguments
 from .augmentation import Augmentation
-from .compatibility import check_label_names
+from .lineage import finetuned_from, origin
+from .loading import from_pretrained, load_tokenizer
 from .students import TINYBERT4, create_student
 from .tasks import Task
 from .teachers import cache_logits
@@ -43,7 +42,7 @@ COMMON = {
 }
 SELECTION = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
 INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
-LAST = "last"
+HUB = ("push_to_hub", "hub_")
 STEPS = {
     "fine_tuning": {"learning_rate": 5e-5},
     "intermediate": {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0},
@@ -71,16 +70,18 @@ def task_distillation(
     created in these sizes (`create_student`) or loaded (a generally distilled one), learns the intermediate layers,
     then the predictions, from cached logits; what the intermediate step reads of the teacher is kept too where it
     fits (`teacher_cache_gb`, 5 there). `student` is the best epoch by the task's score on the validation split,
-    `student_last` the last one. `arguments` are `DistillationArguments` of all three steps; `fine_tuning`,
-    `intermediate` and `prediction` those of one, where `num_train_epochs=0` leaves it out. The same call goes on where
-    it was stopped; another one in the same folder, or a teacher with other labels, raises ValueError.
+    `student_last` the last one. `arguments` are `DistillationArguments` of all three steps, those of the Hub of the
+    last alone (`hub_model_id`: default the name of `output_dir`); `fine_tuning`, `intermediate` and `prediction` those
+    of one, where `num_train_epochs=0` leaves it out. The same call goes on where it was stopped; another one in the
+    same folder, or a teacher with other labels, raises ValueError.
     """
-    config = AutoConfig.from_pretrained(teacher)
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
-        check_label_names(dict(enumerate(task.labels or ["LABEL_0"])), config.id2label, "task")
+    task.check_labels(teacher)
     output_dir = Path(output_dir)
     own = {"fine_tuning": fine_tuning, "intermediate": intermediate, "prediction": prediction}
+    hub = {name: arguments.pop(name) for name in [*arguments] if name.startswith(HUB)}
     steps = {name: {**COMMON, **STEPS[name], **arguments, **(own[name] or {})} for name in STEPS}
+    if hub:
+        steps["prediction"] = {"hub_model_id": output_dir.name, **hub, **steps["prediction"]}
     settings = {"task": task.name, "teacher": str(teacher), "init": init, "sample": sample, "steps": steps}
     settings["student"] = dict(student) if isinstance(student, Mapping) else str(student)
     settings["augmentation"] = augmentation.settings if augmentation else None
@@ -90,7 +91,7 @@ def task_distillation(
     if finished.exists():
         return json.loads(finished.read_text())
 
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer = load_tokenizer(teacher)
     with PartialState().main_process_first():
         tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
     validation = {split: tokens[split] for split in task.validation}
@@ -105,10 +106,9 @@ def task_distillation(
         return scores
 
     set_seed(seed)
-    teacher_model, loading = AutoModelForSequenceClassification.from_pretrained(
-        teacher, **task.head, output_loading_info=True
-    )
-    if loading["missing_keys"]:
+    teacher_model, untrained = task.load_model(teacher)
+    if untrained:
+        teacher_model.config.distillation = finetuned_from(teacher_model.config)
         teacher_model, states["fine_tuning"] = _train(
             output_dir / "teacher", teacher_model, steps["fine_tuning"], train_dataset=tokens["train"], **common
         )
@@ -120,9 +120,10 @@ def task_distillation(
         init = _start(init, output_dir / "intermediate", output_dir / "student")
         model = create_student(teacher_model, **student, init=init, sample=rows, processing_class=tokenizer)
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(student, **task.head)
-    train_dataset = tokens["train"]
+        model, _ = task.load_model(student)
+    train_dataset, facts = tokens["train"], {"data_name": task.name}
     if augmentation:
+        facts["augmentation"] = origin(augmentation.model.config, "masked_lm") | augmentation.settings
         augmented = augmentation(data["train"], task.text)
         with PartialState().main_process_first():
             train_dataset = task.tokenize(augmented, tokenizer)
@@ -134,8 +135,8 @@ def task_distillation(
             rows = cache_logits(teacher_model, rows, tokenizer)
         taught_by = teacher_model if set(losses) != {"task"} else None
         options = {"train_dataset": rows, "teacher_model": taught_by, **common}
-        model, states[name] = _train(output_dir / folder, model, steps[name], **options)
-    last = AutoModelForSequenceClassification.from_pretrained(output_dir / "student" / LAST)
+        model, states[name] = _train(output_dir / folder, model, steps[name], **facts, **options)
+    last = AutoModelForSequenceClassification.from_pretrained(output_dir / "student_last")
     results |= {
         "student": scores(model),
         "student_last": scores(last),
@@ -173,7 +174,7 @@ def general_distillation(
     settings = {"teacher": str(teacher), "init": init, "sample": sample, "text": text, "max_length": max_length}
     settings |= {"student": dict(student) if isinstance(student, Mapping) else str(student), "packed": packed}
     _claim(output_dir, settings | {"arguments": arguments})
-    tokenizer, teacher_model = AutoTokenizer.from_pretrained(teacher), AutoModel.from_pretrained(teacher)
+    tokenizer, teacher_model = load_tokenizer(teacher), from_pretrained(AutoModel, teacher)
     with PartialState().main_process_first():
         rows = tokenize_text(data, tokenizer, text, max_length, packed)
     if isinstance(data, datasets.IterableDataset):
@@ -184,7 +185,7 @@ def general_distillation(
         first, init = list(rows.take(sample)), _start(init, output_dir)
         model = create_student(teacher_model, **student, init=init, sample=first, processing_class=tokenizer)
     else:
-        model = AutoModel.from_pretrained(student)
+        model = from_pretrained(AutoModel, student)
     options = {"train_dataset": rows, "processing_class": tokenizer, "teacher_model": teacher_model}
     return _train(output_dir, model, arguments, data_collator=DataCollatorWithPadding(tokenizer), **options)[0]
 
@@ -229,7 +230,12 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _train(
-    folder: Path, model: PreTrainedModel, arguments: Mapping[str, Any], **options
+    folder: Path,
+    model: PreTrainedModel,
+    arguments: Mapping[str, Any],
+    data_name: str | None = None,
+    augmentation: Mapping[str, Any] | None = None,
+    **options,
 ) -> tuple[PreTrainedModel, TrainerState]:
     """Train and save `model`, unless that is done; go on from the newest checkpoint that is whole."""
     state = folder / "trainer_state.json"
@@ -238,12 +244,15 @@ def _train(
         if args.load_best_model_at_end and args.save_total_limit == 1:
             args.save_total_limit = 2  # or Trainer removes the last checkpoint in the end, where another is the best
         trainer = DistillationTrainer(model, args, **options)
+        trainer.data_name, trainer.augmentation = data_name, augmentation
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
         trainer.save_model()
+        if not args.push_to_hub:  # save_model has
+            trainer.create_model_card()
         if args.should_save:
             checkpoint = get_last_checkpoint(folder)
             if args.load_best_model_at_end:
-                type(model).from_pretrained(checkpoint).save_pretrained(folder / LAST)
+                type(model).from_pretrained(checkpoint).save_pretrained(f"{folder}_last")
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
         trainer.save_state()  # after all else: it says that this is done

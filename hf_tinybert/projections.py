@@ -99,6 +99,7 @@ def detached(student: nn.Module):
             student._modules[PROJECTIONS] = projections
 
 
-def projected_layers(losses: Iterable[DistillationLoss], layer_mapping) -> dict[str, list[int]]:
+def projected_layers(losses: Iterable[DistillationLoss], layer_mapping, equal_widths: bool) -> dict[str, list[int]]:
     """{loss name: student layers} for the losses that project."""
-    return {loss.name: [m for m, _ in loss.hidden_layers(layer_mapping)] for loss in losses if loss.projects}
+    projecting = [loss for loss in losses if loss.projects and (loss.projects_equal_widths or not equal_widths)]
+    return {loss.name: [m for m, _ in loss.hidden_layers(layer_mapping)] for loss in projecting}

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .layer_mapping import map_layers
+from .lineage import origin
 from .model_reduction import reduce_model
 from .teachers import check_weights
 
@@ -46,8 +47,9 @@ def create_student(
     - `init="layers"`: teacher layers g(m) copied; only the number of layers may differ from the teacher.
     - `init="random"`: the architecture's own initialisation, drawn from the global random state.
 
-    The student is float32, in training mode, on the teacher's device; the teacher is left as it was. Raises ValueError
-    for sizes, an init or a sample that cannot work, naming what to change.
+    The student is float32, in training mode, on the teacher's device; the teacher is left as it was. Its config says
+    how it was made (`config.distillation`, see `lineage`). Raises ValueError for sizes, an init or a sample that
+    cannot work, naming what to change.
     """
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
@@ -58,6 +60,8 @@ def create_student(
         "num_attention_heads": num_attention_heads,
     }
     config, layers, changed = _student_config(teacher.config, sizes, layer_mapping)
+    start = {"init": init, "layers": None if init == "random" else layers, "sample": None}
+    config.distillation = {**origin(teacher.config, "teacher"), **start, "stages": []}
     if init == "random":
         return type(teacher)(config).float().to(teacher.device).train()
 
@@ -68,7 +72,7 @@ def create_student(
             "init='teacher' with a sample, or init='random'."
         )
     if init == "teacher":
-        _check_reducible(teacher.config, layers)
+        check_reducible(teacher.config, layers)
         if narrower and sample is None:
             raise ValueError(
                 f"init='teacher' with another {narrower} cuts the teacher down on data: pass sample=, a few hundred "
@@ -76,7 +80,7 @@ def create_student(
             )
     check_weights(teacher)
     # What nothing of the teacher fits is drawn from a fixed seed: the global random state plays no part.
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _evaluation_mode(teacher):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(teacher):
         torch.manual_seed(0)
         student = type(teacher)(config).float().to(teacher.device).eval()
         if not narrower:
@@ -84,6 +88,7 @@ def create_student(
         if init == "teacher" and sample is not None:
             inputs = list(_padded_batches(sample, processing_class, teacher, batch_size))
             reduce_model(student, teacher, layers, inputs)
+            student.config.distillation["sample"] = sum(len(batch["input_ids"]) for batch in inputs)
     return student.train()
 
 
@@ -133,7 +138,8 @@ def _student_config(
     return config, layers, changed
 
 
-def _check_reducible(config: PretrainedConfig, layers: list[int]):
+def check_reducible(config: PretrainedConfig, layers: list[int]):
+    """Raise ValueError where `init="teacher"` cannot cut `layers` (from 1) out of a model of this config."""
     if config.model_type not in REDUCIBLE or config.to_dict().get("is_decoder"):
         raise ValueError(
             f"init='teacher' knows the encoders {', '.join(REDUCIBLE)}, not this {config.model_type}: use "
@@ -144,7 +150,7 @@ def _check_reducible(config: PretrainedConfig, layers: list[int]):
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module):
+def evaluation_mode(model: nn.Module):
     """Eval mode, without the autocast that Accelerate leaves around `forward` after bf16 training or evaluation."""
     modes = [(module, module.training) for module in model.modules()]
     wrapped = model.__dict__.get("forward")

@@ -1,12 +1,20 @@
-"""The nine tasks of GLUE: columns, labels in their order, metrics, and how each is loaded, tokenised and scored."""
+"""Tasks, among them the nine of GLUE: columns, labels, metrics; how each is loaded, tokenised and scored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from .compatibility import check_label_names
+from .loading import from_pretrained, load_config
 from .metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
 
 
@@ -16,7 +24,7 @@ class Task:
 
     - `text`: the one or two columns of text. `labels`: class names in the order of the label ids; () for regression.
     - `metrics`: `evaluate.Metric` classes; the model is selected by the mean of those named in `selected_by`.
-    - `max_length`: tokens, the paper's 64 for sentences and 128 for pairs.
+    - `max_length`: tokens; default the paper's 64 for sentences and 128 for pairs.
     - `validation`: names of the validation splits, the one that selects first.
     """
 
@@ -26,10 +34,47 @@ class Task:
     metrics: tuple[type, ...] = (Accuracy,)
     selected_by: tuple[str, ...] = ("accuracy",)
     validation: tuple[str, ...] = ("validation",)
+    max_length: int | None = None
 
-    @property
-    def max_length(self) -> int:
-        return 64 * len(self.text)
+    def __post_init__(self):
+        if self.max_length is None:
+            object.__setattr__(self, "max_length", 64 * len(self.text))
+
+    @classmethod
+    def of(
+        cls,
+        data: datasets.DatasetDict,
+        text: Sequence[str] = ("text",),
+        label: str = "label",
+        validation: str = "validation",
+        max_length: int | None = None,
+    ) -> tuple["Task", datasets.DatasetDict]:
+        """The task of any data set with a `train` and a `validation` split, and its rows in that task's columns.
+
+        Classes are those of a ClassLabel column, the sorted values of a column of strings, or numbers without names;
+        floats make it a regression, scored by its correlations. Raises ValueError for a split or a column it lacks.
+        """
+        splits = ("train", validation)
+        if missing := [split for split in splits if split not in data]:
+            raise ValueError(f"The data has no split {missing}, only {list(data)}: name one with validation=.")
+        columns = data["train"].column_names
+        if missing := [name for name in (*text, label) if name not in columns]:
+            raise ValueError(f"The data has no column {missing}, only {columns}: name them with text= and label=.")
+        data = datasets.DatasetDict({split: data[split].select_columns([*text, label]) for split in splits})
+        data = data if label == "label" else data.rename_column(label, "label")
+        feature = data["train"].features["label"]
+        if not isinstance(feature, datasets.ClassLabel) and feature.dtype.startswith("float"):
+            kind = {"labels": (), "metrics": (Pearson, Spearman), "selected_by": (Pearson.name, Spearman.name)}
+        else:
+            if not isinstance(feature, datasets.ClassLabel):
+                values = sorted(data["train"].unique("label"))
+                names = values if feature.dtype == "string" else [f"LABEL_{index}" for index in range(1 + values[-1])]
+                data = data.cast_column("label", datasets.ClassLabel(names=names))
+            kind = {"labels": tuple(data["train"].features["label"].names)}
+        task = cls("task", tuple(text), **kind, validation=(validation,), max_length=max_length)
+        for split, rows in data.items():
+            task._check(rows, split)
+        return task, data
 
     @property
     def regression(self) -> bool:
@@ -41,6 +86,20 @@ class Task:
         if self.regression:
             return {"num_labels": 1, "problem_type": "regression"}
         return {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
+
+    def check_labels(self, name_or_path: str | Path) -> None:
+        """Raise ValueError where a model, by Hub id or folder, has a head with other labels than the task."""
+        config = load_config(name_or_path)
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+            check_label_names(dict(enumerate(self.labels or ["LABEL_0"])), config.id2label, "task")
+
+    def load_model(self, name_or_path: str | Path) -> tuple[PreTrainedModel, bool]:
+        """The sequence classifier of a Hub id or folder, and whether its head is new and untrained; `check_labels`."""
+        self.check_labels(name_or_path)
+        model, loading = from_pretrained(
+            AutoModelForSequenceClassification, name_or_path, **self.head, output_loading_info=True
+        )
+        return model, bool(loading["missing_keys"])
 
     def load(self, source: str | Path = "nyu-mll/glue") -> datasets.DatasetDict:
         """The splits with labels, from a Hub id or from a folder that has one folder a task, in the Hub's columns.

@@ -10,14 +10,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .activation_cache import ActivationCache, cache_activations, check_same
 from .activations import Activations
 from .capture import ActivationCapture
+from .loading import from_pretrained
 from .sharded_map import sharded_map
 
 logger = logging.get_logger(__name__)
@@ -31,15 +31,7 @@ def load_teacher(name_or_path: str) -> PreTrainedModel:
     Raises ValueError where the config names no class of transformers (remote code never runs from here) or where the
     files lack weights of the head: an untrained head would teach noise.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
-    architecture = (config.architectures or ["none"])[0]
-    model_class = getattr(transformers, architecture, None)
-    if model_class is None:
-        raise ValueError(
-            f"The config of teacher '{name_or_path}' names the class '{architecture}', unknown to transformers. "
-            "Load the teacher yourself (trust_remote_code=True if you trust it) and pass the model."
-        )
-    teacher, loading = model_class.from_pretrained(name_or_path, output_loading_info=True)
+    teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(
             f"Teacher '{name_or_path}' lacks weights for {sorted(loading['missing_keys'])}: they would be random. "

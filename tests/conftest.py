@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
+from hub_server import hub  # noqa: F401
 from transformers import (
     BertConfig,
     BertForSequenceClassification,

@@ -5,6 +5,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_tinybert import AttentionLoss, DistillationArguments, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
+from hf_tinybert.arguments import LOSS_TYPES
 
 ALL = {"attention": AttentionLoss, "hidden": HiddenLoss, "embedding": EmbeddingLoss, "prediction": PredictionLoss}
 
@@ -15,6 +16,20 @@ def test_the_default_is_the_papers_objective(tmp_path):
     assert [(loss.name, type(loss)) for loss in losses] == list(ALL.items())
     assert [loss.weight for loss in losses] == [1.0] * 4
     assert (args.layer_mapping, args.temperature) == ("uniform", 1.0)
+
+
+@pytest.mark.parametrize("name", LOSS_TYPES)
+def test_every_loss_is_built_by_name_and_weight(tmp_path, name):
+    (loss,) = DistillationArguments(str(tmp_path), loss_type=[name], loss_weights=[0.5]).build_losses()
+    assert (loss.name, loss.weight) == (name, 0.5)
+
+
+def test_heads_are_those_of_the_losses(tmp_path):
+    args = DistillationArguments(
+        str(tmp_path), loss_type=["relation", "attention"], relation_heads=6, attention_heads="mean"
+    )
+    relation, attention = args.build_losses()
+    assert (relation.relation_heads, attention.needs_equal_heads) == (6, False)
 
 
 def test_from_the_command_line(tmp_path):
@@ -46,6 +61,7 @@ def test_from_a_file(tmp_path, kind):
         ({"loss_type": ["hidden", "hidden"]}, "at most once"),
         ({"loss_type": []}, "loss_type"),
         ({"loss_weights": [1.0]}, "1 numbers for 4 losses"),
+        ({"attention_heads": "sum"}, "attention_heads='sum'.*equal, mean"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
             "use_reentrant",

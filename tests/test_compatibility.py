@@ -52,6 +52,26 @@ def test_students_that_do_not_fit(tmp_path, teacher, change, message):
         DistillationTrainer(student, arguments(tmp_path), pad, rows(8), teacher_model=teacher)
 
 
+@pytest.mark.parametrize("name", ["attention", "attention_kl", "minilm"])
+def test_other_head_counts_are_refused_with_what_to_do(tmp_path, teacher, name):
+    args = arguments(tmp_path, loss_type=[name])
+    with pytest.raises(ValueError, match=f"and the {name} loss .*attention_heads='mean'.*'relation' loss"):
+        DistillationTrainer(classifier(heads=2), args, pad, rows(8), teacher_model=teacher)
+
+
+def test_mean_heads_take_whole_groups_alone(tmp_path, teacher):
+    args = arguments(tmp_path, attention_heads="mean")
+    with pytest.raises(ValueError, match=r"3 attention heads and the teacher 4.*divisor of 4"):
+        DistillationTrainer(classifier(width=18, heads=3), args, pad, rows(8), teacher_model=teacher)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_other_head_counts_train_by_their_mean(tmp_path, teacher, heads):
+    changes = {"loss_type": ["attention"], "attention_heads": "mean", "max_steps": 5, "learning_rate": 0.05}
+    _, logs, _ = distil(tmp_path, classifier(heads=heads), teacher, **changes)
+    assert logs[-1]["attention_loss"] < logs[0]["attention_loss"]
+
+
 def test_one_sided_label_names_are_taken_on_trust_and_said(tmp_path, teacher, caplog):
     student = classifier(id2label={i: f"LABEL_{i}" for i in range(3)})
     from transformers.utils import logging

@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -67,9 +68,11 @@ def weights(folder):
 
 
 def assert_same_student(folder, expected):
-    for name in ("student", "student/last"):
+    for name in ("student", "student_last"):
         ours, theirs = weights(folder / name), weights(expected / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        ours, theirs = (AutoConfig.from_pretrained(run / name).distillation for run in (folder, expected))
+        assert ours == theirs
 
 
 def test_from_an_encoder_to_a_student(base, augmentation, tmp_path):
@@ -85,6 +88,13 @@ def test_from_an_encoder_to_a_student(base, augmentation, tmp_path):
     )
     assert not any(loading.values())
     assert student.config.id2label == {0: "negative", 1: "positive"}
+    lineage = student.config.distillation
+    assert (lineage["teacher"], lineage["teacher_finetuned_from"]) == ("./teacher", "./base")
+    for stage in lineage["stages"]:
+        assert stage["data"]["name"] == "sst2"
+        assert stage["data"]["rows"] == results["rows"]
+        assert stage["augmentation"] == {"masked_lm": None, "masked_lm_revision": None} | augmentation.settings
+    assert "copies 1, p 0.4" in (tmp_path / "out/student/README.md").read_text()
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
 
     before = (tmp_path / "out/student/model.safetensors").stat().st_mtime_ns
@@ -123,7 +133,7 @@ def test_best_and_last_epoch_are_both_kept(base, tmp_path):
     assert max(wanted) > wanted[-1] + 1e-6
     inputs = word_tokenizer(base)(data["validation"]["sentence"][:], padding=True, return_tensors="pt")
     inputs["labels"] = torch.tensor(data["validation"]["label"][:])
-    for name, want in (("student", max(wanted)), ("student/last", wanted[-1])):
+    for name, want in (("student", max(wanted)), ("student_last", wanted[-1])):
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / name).eval()
         assert model(**inputs).loss.item() == pytest.approx(want, rel=1e-5)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
+from huggingface_hub import ModelCard
 from training import launch
 from transformers import (
     AutoModel,
@@ -23,7 +24,8 @@ def run(folder, recipe, *flags, processes=1):
     return launch(RECIPES / recipe, processes, *flags, folder=folder)
 
 
-def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
+def quickstart(tmp_path) -> dict:
+    """Run the quickstart with a teacher and a data set of one's own; the teacher's labels."""
     tokenizer = word_tokenizer(tmp_path)
     labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
     teacher = build(
@@ -41,6 +43,11 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
         *("--teacher", "teacher", "--dataset", "data", "--text", "sentence", "--output_dir", "out", "--epochs", 1),
         *("--size", 2, 16, 32, 4),
     )
+    return labels
+
+
+def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
+    labels = quickstart(tmp_path)
     table = (tmp_path / "out/results.md").read_text().splitlines()
     assert len(table) == 2 + 6
     student, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -49,6 +56,32 @@ def test_quickstart_with_a_teacher_and_a_data_set_of_ones_own(tmp_path):
     assert not any(loading.values())
     assert student.config.hidden_size == 16
     assert student.config.id2label == labels["id2label"]
+
+
+@pytest.mark.slow
+def test_ship_the_quickstarts_student(hub, tmp_path):
+    """Report, card, push, pull by id, same logits, ONNX, int8: by a process that knows the Hub by HF_ENDPOINT."""
+    quickstart(tmp_path)
+    flags = ("--teacher", "out/teacher", "--student", "out/student", "--rows", "out/held_out.parquet", "--private")
+    printed = run(tmp_path, "ship.py", *flags, "--text", "sentence", "--data_name", "films", "--to", "user/films")
+    assert "Pulled by id, logits equal: True" in printed
+    assert "model.onnx: " in printed
+    assert "100.0% of 24 predictions as torch's" in printed
+    files = hub.model("user/films").files()
+    assert hub.model("user/films").private
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert not any("optimizer" in name or "projection" in name or "checkpoint" in name for name in files)
+    card = ModelCard(files["README.md"].decode())
+    card.validate()  # asks the server
+    (result,) = card.data.eval_results
+    report = json.loads((tmp_path / "runs/ship/report.json").read_text())
+    assert result.dataset_name == "films"
+    assert result.metric_value == report["measurements"][3]["metrics"]["accuracy"][0]
+    assert [m["engine"] for m in report["measurements"]] == ["torch", "onnx", "onnx_int8"] * 2
+    assert "distilled" in card.text
+    pulled = AutoModelForSequenceClassification.from_pretrained("user/films")
+    local = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/student")
+    assert all(map(torch.equal, pulled.state_dict().values(), local.state_dict().values()))
 
 
 @pytest.mark.slow

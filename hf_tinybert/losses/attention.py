@@ -7,7 +7,10 @@ from torch import Tensor
 
 from ..activations import Activations, QueryKey
 from ..layer_mapping import LayerMapping
-from .base import DistillationLoss
+from .base import DistillationLoss, check_equal_heads
+from .relation import cut_heads
+
+ATTENTION_HEADS = ("equal", "mean")
 
 
 def attention_score_mse(
@@ -29,11 +32,7 @@ def attention_score_mse(
     about 1e-6·r for the gradient and, except on a CPU (float64 Grams), 1e-7·r² for the value. Where that is too much
     pass `dtype=torch.float64`. Raises ValueError for differing head counts. Unlike the original, skips padded queries.
     """
-    if student_query.shape[1] != teacher_query.shape[1]:
-        raise ValueError(
-            f"The student has {student_query.shape[1]} attention heads and the teacher {teacher_query.shape[1]}: the "
-            "attention loss compares them head by head. Give the student the teacher's num_attention_heads."
-        )
+    check_equal_heads("attention", student_query.shape[1], teacher_query.shape[1])
     squared = _SquaredScoreDifference.apply(
         student_query,
         student_key,
@@ -114,19 +113,44 @@ def score_matrix_mse(student_scores: Tensor, teacher_scores: Tensor, attention_m
     return difference.square().sum((-1, -2)).mean(1) / _squared_length(attention_mask, difference.shape[-1])
 
 
+def average_heads(attention: QueryKey | Tensor, heads: int) -> QueryKey | Tensor:
+    """Scores averaged over groups of H/`heads` neighbouring heads; `heads` must divide H.
+
+    The mean of n products Q_iK_iᵀ is [Q_1 … Q_n]·[K_1 … K_n]ᵀ/n, one wider head: factors stay factors.
+    """
+    if isinstance(attention, Tensor):
+        return attention.float().unflatten(1, (heads, -1)).mean(2)
+    query, key = cut_heads(attention.query, heads), cut_heads(attention.key, heads)
+    return QueryKey(query, key, attention.scaling * heads / attention.query.shape[1])
+
+
 class AttentionLoss(DistillationLoss):
     """L = Σ_m (1/H)·Σ_h MSE(A_m,h, A^T_g(m),h) of attention scores before softmax (equation 7).
 
-    `dtype` is that of the Gram matrices: see `attention_score_mse`.
+    `dtype` is that of the Gram matrices: see `attention_score_mse`. `heads="mean"`, default "equal", compares the mean
+    scores of each n neighbouring heads where one model has n times the other's heads (`average_heads`).
+    Raises ValueError for other `heads`.
     """
 
     name = "attention"
     reads = frozenset({"attentions"})
-    needs_equal_heads = True
 
-    def __init__(self, weight: float = 1.0, dtype: torch.dtype = torch.float32):
+    def __init__(self, weight: float = 1.0, dtype: torch.dtype = torch.float32, heads: str = "equal"):
         super().__init__(weight)
+        if heads not in ATTENTION_HEADS:
+            raise ValueError(f"heads={heads!r} of the attention loss: give one of {', '.join(ATTENTION_HEADS)}.")
         self.dtype = dtype
+        self.needs_equal_heads = heads == "equal"
+
+    def check_heads(self, student: int, teacher: int) -> None:
+        """Raise ValueError for differing counts, or with `heads="mean"` where neither is a multiple of the other."""
+        super().check_heads(student, teacher)
+        if max(student, teacher) % min(student, teacher):
+            raise ValueError(
+                f"The student has {student} attention heads and the teacher {teacher}: attention_heads='mean' "
+                f"averages whole groups. Build the student with a divisor of {teacher} as num_attention_heads, or "
+                "take the 'relation' loss, which takes any numbers."
+            )
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """Sum over the mapped layers, (B,)."""
@@ -136,6 +160,10 @@ class AttentionLoss(DistillationLoss):
         return sum(self._layer_loss(*pair, student.attention_mask) for pair in pairs)
 
     def _layer_loss(self, student: QueryKey | Tensor, teacher: QueryKey | Tensor, mask: Tensor | None) -> Tensor:
+        counts = [(x.query if isinstance(x, QueryKey) else x).shape[1] for x in (student, teacher)]
+        self.check_heads(*counts)
+        if counts[0] != counts[1]:
+            student, teacher = (average_heads(x, min(counts)) for x in (student, teacher))
         if isinstance(student, QueryKey) and isinstance(teacher, QueryKey):
             return attention_score_mse(
                 student.query,

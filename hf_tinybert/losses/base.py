@@ -1,6 +1,7 @@
 """What every distillation loss is, and the mean over real tokens that they share."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ class DistillationLoss(nn.Module):
 
     - `name`: the log shows the unweighted value as `{name}_loss`; unique in a trainer.
     - `reads`: what must be captured, of "attentions" (with "values"), "hidden_states", "logits" and "loss".
-    - `projects`: whether student states come through a learned projection to the teacher's width.
+    - `projects`: whether student states come through a learned projection to the teacher's width, and
+      `projects_equal_widths`, default True, whether they do where the widths are equal.
     - `needs_equal_heads`: whether student and teacher must have as many attention heads as each other.
     - `weight`: λ, default 1. Raises ValueError if it is not a finite number.
     """
@@ -25,6 +27,7 @@ class DistillationLoss(nn.Module):
     name: str
     reads: frozenset[str] = frozenset()
     projects: bool = False
+    projects_equal_widths: bool = True
     needs_equal_heads: bool = False
 
     def __init__(self, weight: float = 1.0):
@@ -41,12 +44,32 @@ class DistillationLoss(nn.Module):
         """Pairs (student, teacher) of the layers whose attention scores this loss reads, counted from 1."""
         return layer_mapping if "attentions" in self.reads else []
 
+    def check_heads(self, student: int, teacher: int) -> None:
+        """Raise ValueError where this loss cannot compare a model of `student` heads with one of `teacher` heads."""
+        if self.needs_equal_heads:
+            check_equal_heads(self.name, student, teacher)
+
+    def student_states(self, student: Activations) -> Mapping[int, Tensor] | Sequence[Tensor | None]:
+        """Hidden states by layer: through this loss's projection where it has one, else as they are."""
+        return student.projected_states.get(self.name, student.hidden_states)
+
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """One value an example, (B,)."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}"
+
+
+def check_equal_heads(loss: str, student: int, teacher: int) -> None:
+    """Raise ValueError, naming what to do instead, where two models have another number of attention heads."""
+    if student != teacher:
+        raise ValueError(
+            f"The student has {student} attention heads and the teacher {teacher}, and the {loss} loss compares them "
+            f"head by head: build the student with num_attention_heads={teacher} (head sizes may differ), or take the "
+            "'attention' loss with attention_heads='mean', which averages groups of heads, or the 'relation' loss, "
+            "which takes any numbers."
+        )
 
 
 def token_mean(values: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -44,9 +44,13 @@ def run(request, make_losses, tmp_path, student, teacher, token_student, token_t
 
 def test_every_loss_is_here():
     assert {loss.__name__ for loss in LOSSES} == {
+        "AttentionKLLoss",
         "AttentionLoss",
-        "HiddenLoss",
+        "CosineLoss",
         "EmbeddingLoss",
+        "HiddenLoss",
+        "MiniLMLoss",
+        "PatienceLoss",
         "PredictionLoss",
         "RelationLoss",
         "TaskLoss",

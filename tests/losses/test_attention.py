@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hf_tinybert.losses import attention_score_mse, score_matrix_mse
+from hf_tinybert.activations import Activations, QueryKey
+from hf_tinybert.losses import AttentionLoss, attention_score_mse, score_matrix_mse
 
 B, H = 3, 4
 
@@ -106,7 +107,7 @@ def test_score_matrices_give_the_same_loss():
     torch.testing.assert_close(score_matrix_mse(*scores, mask).double(), expected, rtol=1e-5, atol=0)
 
 
-def saved_bytes(length):
+def saved_bytes(length, loss):
     sizes = []
 
     def pack(tensor):
@@ -115,14 +116,17 @@ def saved_bytes(length):
 
     student_query, student_key, teacher_query, teacher_key = inputs(length, 26, 64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        attention_score_mse(
-            student_query.requires_grad_(), student_key.requires_grad_(), teacher_query, teacher_key, padding(length)
-        )
+        loss(student_query.requires_grad_(), student_key.requires_grad_(), teacher_query, teacher_key, padding(length))
     return max(sizes), sum(sizes)
 
 
-def test_nothing_saved_for_backward_grows_faster_than_the_sequence():
-    (largest_short, total_short), (largest_long, total_long) = saved_bytes(512), saved_bytes(2048)
+def of_fewer_heads(student_query, student_key, *rest):
+    return mean_heads(student_query[:, :2], student_key[:, :2], *rest)
+
+
+@pytest.mark.parametrize("loss", [attention_score_mse, of_fewer_heads])
+def test_nothing_saved_for_backward_grows_faster_than_the_sequence(loss):
+    (largest_short, total_short), (largest_long, total_long) = saved_bytes(512, loss), saved_bytes(2048, loss)
     assert largest_long <= 4 * largest_short
     assert total_long <= 4 * total_short
     assert largest_long < B * H * 2048 * 2048 * 4 / 10  # far from a score matrix
@@ -132,3 +136,50 @@ def test_differing_head_counts_are_refused():
     query = torch.randn(1, 4, 8, 16)
     with pytest.raises(ValueError, match="4 attention heads and the teacher 2"):
         attention_score_mse(query, query, query[:, :2], query[:, :2])
+
+
+def mean_heads(student_query, student_key, teacher_query, teacher_key, mask=None, dense=False):
+    """AttentionLoss(heads="mean") of one layer, with scalings 0.3 and 0.2, from factors or from scores."""
+    pair = QueryKey(student_query, student_key, 0.3), QueryKey(teacher_query, teacher_key, 0.2)
+    student, teacher = (Activations(mask, attentions=(x.scores() if dense else x,)) for x in pair)
+    return AttentionLoss(heads="mean")(student, teacher, [(1, 1)])
+
+
+def mean_heads_reference(student_query, student_key, teacher_query, teacher_key, mask):
+    """In float64: scores in full, averaged over neighbouring heads of the model that has more, head by head."""
+    values = []
+    for b in range(B):
+        n = int(mask[b].sum())
+        student, teacher = (
+            [query[b, h, :n].double() @ key[b, h, :n].double().T * scaling for h in range(query.shape[1])]
+            for query, key, scaling in ((student_query, student_key, 0.3), (teacher_query, teacher_key, 0.2))
+        )
+        heads = min(len(student), len(teacher))
+        student, teacher = (
+            [sum(x[i : i + len(x) // heads]) / (len(x) // heads) for i in range(0, len(x), len(x) // heads)]
+            for x in (student, teacher)
+        )
+        values.append(sum((s - t).square().mean() for s, t in zip(student, teacher, strict=True)) / heads)
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize(("student_heads", "teacher_heads"), [(2, 4), (4, 2), (1, 4), (3, 3), (4, 1), (2, 6)])
+@pytest.mark.parametrize("length", [17, 400])
+@pytest.mark.parametrize("dense", [False, True])
+def test_mean_heads_equal_the_float64_reference(student_heads, teacher_heads, length, dense):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(student_heads, 16), (teacher_heads, 24)]
+    tensors = [torch.randn(B, h, length, d, generator=generator) for h, d in shapes for _ in range(2)]
+    mask = padding(length)
+    expected = value_and_gradients(mean_heads_reference, *tensors, mask)
+    for got, want in zip(value_and_gradients(mean_heads, *tensors, mask, dense), expected, strict=True):
+        assert relative_error(got, want) < 1e-5
+
+
+def test_mean_heads_of_another_ratio_are_refused():
+    query = torch.randn(1, 6, 8, 16)
+    for mismatch in ((query, query, query[:, :4], query[:, :4]), (query[:, :4], query[:, :4], query, query)):
+        with pytest.raises(ValueError, match=r"whole groups.*'relation' loss"):
+            mean_heads(*mismatch)
+    with pytest.raises(ValueError, match=r"heads='sum'.*equal, mean"):
+        AttentionLoss(heads="sum")

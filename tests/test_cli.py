@@ -1,0 +1,213 @@
+"""The command line as a user runs it: flags, a YAML file, exit codes, what is printed."""
+
+import json
+import sys
+
+import onnxruntime
+import pytest
+import torch
+from conftest import WORDS, bert_config, build, word_tokenizer
+from datasets import ClassLabel, Dataset
+from training import launch
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification, BertModel
+
+from hf_tinybert import cli
+from hf_tinybert.cli import main
+
+SIZE = ("--size", 2, 16, 32, 4)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to be in, with a teacher without and one with a head, and a data set of two splits."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = word_tokenizer(tmp_path)
+    texts = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(24)]
+    rows = Dataset.from_dict({"review": texts, "stars": [i % 2 for i in range(24)]})
+    rows = rows.cast_column("stars", ClassLabel(names=["bad", "good"]))
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / f"data/{split}.parquet")
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    config = bert_config(4, 32, vocab_size=len(tokenizer), **labels)
+    for name, model_class in (
+        ("encoder", BertModel),
+        ("teacher", BertForSequenceClassification),
+        ("mlm", BertForMaskedLM),
+    ):
+        build(model_class, config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+DATA = ("--data", "data", "--text", "review", "--label", "stars")
+QUICK = ("--num_train_epochs", 1, "--per_device_train_batch_size", 8, "--use_cpu", "--report_to", "none")
+
+
+def run(verb, *flags) -> int:
+    return main([verb, *map(str, flags)])
+
+
+def test_distil_then_evaluate_report_and_export(folder, capsys):
+    flags = (*DATA, *SIZE, *QUICK, "--sample", 8, "--seed", 3)
+    assert (
+        run("distill", *flags, "--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
+        == 0
+    )
+    printed = capsys.readouterr().out
+    results = json.loads(printed[printed.index("{\n") :])  # Trainer's log is before it
+    settings = json.loads((folder / "run/settings.json").read_text())
+    assert settings["steps"]["prediction"]["learning_rate"] == 3e-4
+    assert settings["steps"]["intermediate"]["seed"] == 3
+    student = AutoModelForSequenceClassification.from_pretrained("run/student")
+    assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
+
+    assert run("evaluate", "run/student", *DATA) == 0
+    assert json.loads(capsys.readouterr().out) == {"validation": pytest.approx(results["student"]["validation"])}
+
+    models = ("--teacher", "run/teacher", "--student", "run/student")
+    assert run("report", *DATA, *models, "--output_dir", "report", "--engines", "torch") == 0
+    report = json.loads((folder / "report/report.json").read_text())
+    assert report["measurements"][1]["metrics"]["accuracy"][0] == pytest.approx(
+        results["student"]["validation"]["accuracy"]
+    )
+    assert {"latency.png", "similarity.png", "attention.png"} <= {path.name for path in (folder / "report").iterdir()}
+    capsys.readouterr()
+
+    assert run("export", "run/student", "--output_dir", "onnx", "--formats", "int8", "fp16") == 0
+    for path in capsys.readouterr().out.split():
+        assert (folder / path).exists()
+    onnxruntime.InferenceSession(folder / "onnx/model_int8.onnx")
+    half = AutoModelForSequenceClassification.from_pretrained("onnx/fp16")
+    assert half.dtype == torch.float16
+
+
+def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "task_distillation", lambda *args, **options: seen.append((args[2:], options)))
+    settings = """
+        teacher: teacher
+        data: data
+        text: [review]
+        label: stars
+        size: [2, 16, 32, 4]
+        output_dir: run
+        bf16: true
+        push_to_hub: false
+        loss_type: [attention, hidden]
+        intermediate: {num_train_epochs: 2, loss_type: [hidden]}
+        seed: 1
+    """
+    (folder / "run.yaml").write_text("\n".join(line.strip() for line in settings.splitlines()))
+    assert run("distill", "--config", "run.yaml", "--seed", 7) == 0
+    flags = (
+        *DATA,
+        *SIZE,
+        "--teacher",
+        "teacher",
+        "--output_dir",
+        "run",
+        "--bf16",
+        "--push_to_hub",
+        "false",
+        "--seed",
+        7,
+    )
+    flags += ("--loss_type", "attention", "hidden", "--intermediate", "num_train_epochs=2", "loss_type=[hidden]")
+    assert run("distill", *flags) == 0
+    assert seen[0] == seen[1]
+    (positional, options) = seen[0]
+    assert positional == ("teacher", "run")
+    assert options["student"] == {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 4,
+    }
+    assert options["intermediate"] == {"num_train_epochs": 2, "loss_type": ["hidden"]}
+    assert (options["bf16"], options["push_to_hub"], options["seed"]) == (True, False, 7)
+
+
+def test_augment(folder, capsys):
+    assert run("augment", *DATA, "--masked_lm", "mlm", "--copies", 2, "--output", "more.parquet") == 0
+    more = Dataset.from_parquet("more.parquet")
+    assert f"24 rows became {len(more)}" in capsys.readouterr().out
+    assert len(more) > 24
+    assert set(more.column_names) == {"review", "label"}
+
+
+def test_doctor(folder, capsys):
+    flags = (*DATA, *QUICK, "--teacher", "teacher")
+    assert run("doctor", *flags, *SIZE) == 0
+    healthy = capsys.readouterr().out
+    assert "FAIL" not in healthy
+    assert "dry steps" in healthy
+    assert run("doctor", *flags, "--size", 2, 16, 32, 2) == 1
+    assert "FAIL  heads" in capsys.readouterr().out
+    assert run("doctor", *flags[2:], *SIZE, "--data", "data", "--text", "reviews") == 1
+    assert "reviews" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("evaluate", "teacher"), "--task"),
+        (("evaluate", "encoder", *DATA), "fine-tune"),
+        (("evaluate", "teacher", "--data", "data", "--text", "title", "--label", "stars"), "title"),
+        (("evaluate", "teacher", *DATA, "--validation", "dev"), "dev"),
+        (("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "epochs"), "KEY=VALUE"),
+        (("distill", "--config", "missing.yaml"), "missing.yaml"),
+        (("push", "data", "--to", "user/x"), "config.json"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(folder, capsys, flags, says):
+    assert run(*flags) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-tinybert")]
+    assert says in line
+
+
+def test_unknown_flags_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("evaluate", "x", "--taks", "sst2")
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("verb", ["distill", "augment", "evaluate", "report", "export", "push", "doctor"])
+def test_help_teaches(capsys, verb):
+    with pytest.raises(SystemExit) as ended:
+        run(verb, "--help")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert getattr(cli, verb).__doc__.split()[0] in printed
+    assert "--config" in printed
+
+
+def test_push_and_pull(hub, folder, capsys):
+    assert run("push", "teacher", "--to", "user/films", "--private") == 0
+    assert "user/films" in capsys.readouterr().out
+    assert hub.model("user/films").private
+    pulled = AutoModelForSequenceClassification.from_pretrained("user/films")
+    local = AutoModelForSequenceClassification.from_pretrained("teacher")
+    assert all(map(torch.equal, pulled.state_dict().values(), local.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_several_processes(folder):
+    """As `accelerate launch -m hf_tinybert.cli` starts them; 2 processes are 1."""
+    flags = (*DATA, *SIZE, "--init", "random", "--max_steps", 4, "--use_cpu", "--report_to", "none", "--seed", 1)
+    flags += ("--teacher", "teacher", "--train_sampling_strategy", "sequential")
+    script = folder / "distill.py"
+    script.write_text("import sys\nfrom hf_tinybert.cli import main\nsys.exit(main(['distill', *sys.argv[1:]]))\n")
+    for processes, batch in ((1, 8), (2, 4)):
+        more = ("--output_dir", f"run{processes}", "--per_device_train_batch_size", batch)
+        launch(script, processes, *flags, *more, folder=folder)
+    one, two = (AutoModelForSequenceClassification.from_pretrained(f"run{n}/student").state_dict() for n in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_module_and_script_are_the_same(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-tinybert", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "hf-tinybert distill --task sst2" in capsys.readouterr().out
