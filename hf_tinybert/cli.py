@@ -9,6 +9,7 @@ import dataclasses
 import json
 import random
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,11 @@ def evaluate(options: Options) -> None:
     """Score a model on the validation splits and print the metrics as JSON."""
     task, data = _task(options)
     model, tokenizer = _model(task, options.model), load_tokenizer(options.model)
-    args = TrainingArguments("unused", report_to=[], per_device_eval_batch_size=options.batch_size)
-    trainer = Trainer(model, args, processing_class=tokenizer)
-    scores = {
-        split: task.compute_metrics(trainer.predict(task.tokenize(data[split], tokenizer)))
-        for split in task.validation
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(folder, report_to=[], per_device_eval_batch_size=options.batch_size)
+        trainer = Trainer(model, args, processing_class=tokenizer)
+        rows = {split: task.tokenize(data[split], tokenizer) for split in task.validation}
+        scores = {split: task.compute_metrics(trainer.predict(tokens)) for split, tokens in rows.items()}
     print(json.dumps(scores, indent=1))
 
 

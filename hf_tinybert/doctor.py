@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import get_max_memory
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from .arguments import DistillationArguments
 from .compatibility import check_heads, check_labels, check_vocabularies
@@ -98,13 +99,13 @@ def to_table(checks: Sequence[Check]) -> str:
 
 
 def _arguments(arguments: Mapping[str, Any]) -> tuple[DistillationArguments, str]:
-    given = DistillationArguments(**{"output_dir": "unused", **COMMON, **arguments})
+    given = DistillationArguments(**{"output_dir": "runs", **COMMON, **arguments})
     rows = f"{given.train_batch_size} rows a batch"
     found = f"losses {', '.join(given.loss_type)}; {rows}, {given.num_train_epochs:g} epochs; {given.device}"
     dry = {"max_steps": DRY_STEPS, "logging_steps": 1, "gradient_accumulation_steps": 1, "teacher_cache_gb": 0.0}
     dry |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
     dry |= {"report_to": [], "disable_tqdm": True}
-    return DistillationArguments(**{"output_dir": "unused", **COMMON, **arguments, **dry}), found
+    return DistillationArguments(**{"output_dir": "runs", **COMMON, **arguments, **dry}), found
 
 
 def _tokenizer(teacher: str | Path) -> tuple[PreTrainedTokenizerBase, str]:
@@ -220,9 +221,11 @@ def _dry_run(student, teacher, rows, tokenizer, args) -> tuple[_Meter, str]:
     """Steps on random rows, the longest batch first, in a copy of the student."""
     chosen, meter = rows.shuffle(0).select(range(min(DRY_STEPS * args.train_batch_size, len(rows)))), _Meter()
     options = {"train_dataset": chosen, "processing_class": tokenizer, "callbacks": [meter]}
-    trainer = DistillationTrainer(copy.deepcopy(student), args, teacher_model=teacher, **options)
-    with torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
-        trainer.train()
+    with tempfile.TemporaryDirectory() as args.output_dir:
+        trainer = DistillationTrainer(copy.deepcopy(student), args, teacher_model=teacher, **options)
+        trainer.remove_callback(PrinterCallback)
+        with torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
+            trainer.train()
     bad = [name for name, value in meter.losses.items() if not math.isfinite(value)]
     if bad:
         raise ValueError(f"{', '.join(bad)} became NaN or infinite within {DRY_STEPS} steps: lower learning_rate.")

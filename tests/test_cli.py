@@ -141,6 +141,7 @@ def test_doctor(folder, capsys):
     healthy = capsys.readouterr().out
     assert "FAIL" not in healthy
     assert "dry steps" in healthy
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "encoder", "mlm", "teacher", "vocab.txt"]
     assert run("doctor", *flags, "--size", 2, 16, 32, 2) == 1
     assert "FAIL  heads" in capsys.readouterr().out
     assert run("doctor", *flags[2:], *SIZE, "--data", "data", "--text", "reviews") == 1
