@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import word_tokenizer
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import EvalPrediction
 
-from hf_tinybert import GLUE
+from hf_tinybert import GLUE, Task
 
 
 def write(folder, task, splits=None, **changes):
@@ -64,3 +64,39 @@ def test_labels_in_another_order_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="names its labels"):
         task.load(tmp_path)
+
+
+def splits(labels: list, feature=None) -> DatasetDict:
+    rows = Dataset.from_dict({"review": ["a", "b", "c", "d"], "stars": labels, "more": [0] * 4})
+    rows = rows.cast_column("stars", feature) if feature else rows
+    return DatasetDict(train=rows, validation=rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "want", "ids"),
+    [
+        ([1, 0, 1, 0], ClassLabel(names=["bad", "good"]), ("bad", "good"), [1, 0, 1, 0]),
+        (["good", "bad", "good", "bad"], None, ("bad", "good"), [1, 0, 1, 0]),
+        ([0, 2, 1, 2], None, ("LABEL_0", "LABEL_1", "LABEL_2"), [0, 2, 1, 2]),
+        ([0.5, 1.0, 2.0, 5.0], None, (), [0.5, 1.0, 2.0, 5.0]),
+    ],
+)
+def test_the_task_of_any_data_set(labels, feature, want, ids):
+    task, data = Task.of(splits(labels, feature), ["review"], label="stars", max_length=200)
+    assert (task.text, task.labels, task.max_length, task.validation) == (("review",), want, 200, ("validation",))
+    assert task.regression == (not want)
+    assert data["train"].column_names == ["review", "label"]
+    assert data["validation"]["label"][:] == ids
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"text": ["title"]}, "title"),
+        ({"label": "score"}, "score"),
+        ({"validation": "test"}, "test"),
+    ],
+)
+def test_the_task_of_a_data_set_that_lacks_something(options, says):
+    with pytest.raises(ValueError, match=says):
+        Task.of(splits([0, 1, 0, 1]), **{"text": ["review"], "label": "stars", **options})
