@@ -31,6 +31,7 @@ from .plots import plot_attention, plot_similarity
 from .report import StudentReport
 from .students import INITS, TINYBERT4
 from .tasks import GLUE, Task
+from .teachers import load_teacher
 
 STEPS = ("fine_tuning", "intermediate", "prediction")
 EXAMPLES = """examples:
@@ -108,22 +109,22 @@ def report(options: Options) -> None:
     tokenizer = load_tokenizer(options.student)
     teacher, student = _model(task, options.teacher), _model(task, options.student)
     rows = task.tokenize(data[task.validation[0]], tokenizer)
-    measured = StudentReport.measure(
-        teacher, student, rows, tokenizer, task.compute_metrics, options.batch_size, options.engines
-    )
     several = tokenizer.pad(rows.remove_columns("labels")[:256], return_tensors="pt")
     one = {name: values[:1, several["attention_mask"][0].bool()] for name, values in several.items()}
     figures = {
         "similarity": plot_similarity(teacher, student, several),
         "attention": plot_attention(teacher, student, one, tokenizer.convert_ids_to_tokens(one["input_ids"][0])),
     }
+    measured = StudentReport.measure(
+        teacher, student, rows, tokenizer, task.compute_metrics, options.batch_size, options.engines
+    )
     measured.save(options.output_dir, **figures)
     print(measured.to_markdown())
 
 
 def export(options: Options) -> None:
     """Write a model as ONNX, int8 ONNX and fp16 safetensors, each checked against it."""
-    model, tokenizer = from_pretrained(None, options.model), load_tokenizer(options.model)
+    model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
     written = []
     if {"onnx", "int8"} & set(options.formats):
         written.append(export_onnx(model, tokenizer, options.output_dir))

@@ -100,7 +100,7 @@ def _extend_metadata(data, name: str, task: str, lineage, metrics, evaluated_on)
         data.base_model = ids[0] if len(ids) == 1 else ids
         data["base_model_relation"] = "finetune"
     data.tags = list(dict.fromkeys([*TAGS, *(data.tags or ())]))
-    data.library_name, data.pipeline_tag = "transformers", task
+    data["library_name"], data["pipeline_tag"] = "transformers", task
     scores = {METRIC_TYPES[name]: value for name, value in metrics.items() if name in METRIC_TYPES}
     if data.eval_results:  # of the data set that the user named, with Trainer's values
         for result in data.eval_results:

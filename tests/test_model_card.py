@@ -244,7 +244,7 @@ def test_metadata_is_the_hubs(card, two_steps):
     data = card.data
     assert (data.base_model, data["base_model_relation"]) == (TEACHER, "finetune")
     assert data.tags == ["hf_tinybert", "tinybert", "knowledge-distillation", "generated_from_trainer"]
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-classification")
     (result,) = data.eval_results
     assert (result.task_type, result.dataset_name, result.metric_type) == ("text-classification", "sst2", "accuracy")
     assert result.metric_value == two_steps.state.log_history[-1]["eval_accuracy"]
