@@ -6,6 +6,7 @@ from .doctor import diagnose
 from .export import export_onnx, load_onnx, quantize_onnx, save_half
 from .hub import push_folder
 from .layer_mapping import map_layers
+from .logit_cache import cache_logits
 from .losses import (
     AttentionKLLoss,
     AttentionLoss,
@@ -24,14 +25,30 @@ from .pipelines import general_distillation, task_distillation
 from .plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .report import StudentReport
 from .students import TINYBERT4, TINYBERT6, create_student
-from .tasks import GLUE, Task
-from .teachers import cache_logits
+from .tasks import (
+    GLUE,
+    SQUAD,
+    SQUAD_V2,
+    SWAG,
+    MultipleChoice,
+    QuestionAnswering,
+    Task,
+    TextClassification,
+    TokenClassification,
+    read_conll,
+    read_squad,
+    squad_scores,
+)
 from .trainer import DistillationTrainer
+from .vocabulary import swap_vocabulary, trim_vocabulary
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GLUE",
+    "SQUAD",
+    "SQUAD_V2",
+    "SWAG",
     "TINYBERT4",
     "TINYBERT6",
     "AttentionKLLoss",
@@ -44,12 +61,16 @@ __all__ = [
     "EmbeddingLoss",
     "HiddenLoss",
     "MiniLMLoss",
+    "MultipleChoice",
     "PatienceLoss",
     "PredictionLoss",
+    "QuestionAnswering",
     "RelationLoss",
     "StudentReport",
     "Task",
     "TaskLoss",
+    "TextClassification",
+    "TokenClassification",
     "WordVectors",
     "cache_logits",
     "create_student",
@@ -65,6 +86,11 @@ __all__ = [
     "plot_similarity",
     "push_folder",
     "quantize_onnx",
+    "read_conll",
+    "read_squad",
     "save_half",
+    "squad_scores",
+    "swap_vocabulary",
     "task_distillation",
+    "trim_vocabulary",
 ]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .ensemble import COMBINATIONS
+from .loss_weights import SCHEDULES
 from .losses import (
     AttentionKLLoss,
     AttentionLoss,
@@ -35,8 +37,16 @@ class DistillationArguments(TrainingArguments):
       DistilBERT's, `"patience"` BERT-PKD's. TinyBERT's intermediate step is `attention hidden embedding`, its
       prediction step `prediction`.
     - `loss_weights`: λ for each of them, in the same order; default 1.
+    - `loss_schedules`: what becomes of each λ over the steps, in the same order: `"constant"` (default),
+      `"linear_decay"`, `"linear_growth"` or `"cosine_decay"` (`scheduled_weight`); the log has it as `{name}_weight`.
+    - `balance_losses`: at the first step the weights are multiplied so that all losses pull equally hard at the
+      student, measured on the first micro-batch (`balance_factors`). Default False.
     - `layer_mapping`: `"uniform"`, `"top"`, `"bottom"`, teacher layers as `"3,6,9,12"`, or a list (`map_layers`).
     - `temperature`: of the prediction loss, default 1.
+    - `teacher_weights`: w for each of several teachers, made to sum to 1; default equal. Losses on layers are
+      Σ_k w_k·L(student, teacher k), in the log also `{name}_loss_teacher{k}`.
+    - `teacher_logits`: how the logits of several teachers become one: their weighted `"mean"` (default), or by
+      `"confidence"`, the surer teacher counting for more (`combine_logits`).
     - `attention_heads`: of the attention loss, `"equal"` (default) or `"mean"`: where one model has n times the
       other's heads, the mean scores of each n are compared (`AttentionLoss`).
     - `relation_heads`: of the relation loss (MiniLMv2, `RelationLoss`), default the teacher's attention heads.
@@ -49,7 +59,7 @@ class DistillationArguments(TrainingArguments):
       student must keep to be pushed, e.g. 0.95; of a loss the share is teacher / student. Default: all are pushed.
 
     Raises ValueError for unknown or repeated losses, another number of weights, reentrant activation checkpointing, an
-    unknown dtype or `attention_heads`, or a share without a metric.
+    unknown schedule, dtype, `teacher_logits` or `attention_heads`, or a share without a metric.
     """
 
     loss_type: list[str] = field(
@@ -59,11 +69,25 @@ class DistillationArguments(TrainingArguments):
     loss_weights: list[float] | None = field(
         default=None, metadata={"help": "A weight for each loss of loss_type, in the same order. Default: 1 each."}
     )
+    loss_schedules: list[str] | None = field(
+        default=None,
+        metadata={"help": f"A schedule of each weight, of: {', '.join(SCHEDULES)}. Default: constant."},
+    )
+    balance_losses: bool = field(
+        default=False,
+        metadata={"help": "Scale the weights at the first step so that all losses have equal gradient norms."},
+    )
     layer_mapping: str = field(
         default="uniform",
         metadata={"help": "Teacher layer of each student layer: uniform, top, bottom, or e.g. 3,6,9,12 (from 1)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the prediction loss."})
+    teacher_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each of several teachers. Default: all equal."}
+    )
+    teacher_logits: str = field(
+        default="mean", metadata={"help": f"Logits of several teachers, combined by: {', '.join(COMBINATIONS)}."}
+    )
     attention_heads: str = field(
         default="equal",
         metadata={
@@ -98,6 +122,12 @@ class DistillationArguments(TrainingArguments):
             )
         if self.attention_heads not in ATTENTION_HEADS:
             raise ValueError(f"attention_heads={self.attention_heads!r}: give one of {', '.join(ATTENTION_HEADS)}.")
+        if unknown := [name for name in self.loss_schedules or [] if name not in SCHEDULES]:
+            raise ValueError(f"loss_schedules has {unknown}: give one a loss, of {', '.join(SCHEDULES)}.")
+        if self.teacher_logits not in COMBINATIONS:
+            raise ValueError(f"teacher_logits={self.teacher_logits!r}: give one of {', '.join(COMBINATIONS)}.")
+        if self.balance_losses and self.torch_compile:
+            raise ValueError("balance_losses needs gradients of each loss, which torch_compile frees: leave one out.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
         super().__post_init__()

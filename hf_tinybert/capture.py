@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .activations import Activations, QueryKey
+from .heads import is_masked_lm, logits_of, read_logits
 
 logger = logging.get_logger(__name__)
 
@@ -92,8 +93,14 @@ class ActivationCapture:
         attention_mask: Tensor | None = None,
         recorded_scores: list[Tensor] | None = None,
         loss: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Activations:
-        """Activations of one forward pass. Raises RuntimeError where a capture came back empty or incomplete."""
+        """Activations of one forward pass. Raises RuntimeError where a capture came back empty or incomplete.
+
+        The choices of multiple choice, (B, choices, S), count as examples: all but the logits are (B·choices, …).
+        """
+        if attention_mask is not None and attention_mask.dim() == 3:
+            attention_mask = attention_mask.flatten(0, 1)
         attentions = hidden_states = None
         if self.attention_layers:
             captured = recorded_scores if self.records_softmax else outputs.get("attentions") or ()
@@ -115,7 +122,9 @@ class ActivationCapture:
                     f"{type(self.model).__name__} did not return the hidden states of layers {self.hidden_layers}: "
                     "drop 'hidden' and 'embedding' from loss_type for this architecture."
                 )
-        return Activations(attention_mask, outputs.get("logits"), hidden_states, {}, attentions, loss)
+        predicted = labels != -100 if labels is not None and is_masked_lm(self.model) else None
+        kind = logits_of(self.model)
+        return Activations(attention_mask, read_logits(outputs), hidden_states, {}, attentions, loss, kind, predicted)
 
     def _keep(self, entry: tuple | Tensor) -> QueryKey | Tensor:
         if isinstance(entry, Tensor):

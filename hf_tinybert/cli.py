@@ -17,7 +17,7 @@ import datasets
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoModelForMaskedLM, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoModelForMaskedLM, HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from .arguments import DistillationArguments
@@ -26,11 +26,12 @@ from .doctor import Check, diagnose, to_table
 from .export import export_onnx, quantize_onnx, save_half
 from .hub import push_folder
 from .loading import from_pretrained, load_tokenizer
+from .pipelines import evaluate as evaluate_task
 from .pipelines import task_distillation
 from .plots import plot_attention, plot_similarity
 from .report import StudentReport
 from .students import INITS, TINYBERT4
-from .tasks import GLUE, Task
+from .tasks import TASKS, Task, TextClassification
 from .teachers import load_teacher
 
 STEPS = ("fine_tuning", "intermediate", "prediction")
@@ -78,7 +79,11 @@ def doctor(options: Options) -> int:
         checks = [Check("data", False, str(error))]
     else:
         student, arguments = _student(options), _trainer_arguments(options)
-        checks = diagnose(task, data, options.teacher, student, options.init, **arguments)
+        checks = [
+            check
+            for teacher in options.teacher
+            for check in diagnose(task, data, teacher, student, options.init, **arguments)
+        ]
     print(to_table(checks))
     return int(not all(check.passed for check in checks))
 
@@ -86,7 +91,7 @@ def doctor(options: Options) -> int:
 def augment(options: Options) -> None:
     """Write the training rows and variants of them (TinyBERT, Algorithm 1) to a parquet file."""
     task, data = _task(options)
-    augmented = _augmentation(options)(data["train"], task.text)
+    augmented = _augmentation(options)(data["train"], task.augmented)
     augmented.to_parquet(options.output)
     print(f"{len(data['train'])} rows became {len(augmented)}: {options.output}")
 
@@ -96,10 +101,9 @@ def evaluate(options: Options) -> None:
     task, data = _task(options)
     model, tokenizer = _model(task, options.model), load_tokenizer(options.model)
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(folder, report_to=[], per_device_eval_batch_size=options.batch_size)
-        trainer = Trainer(model, args, processing_class=tokenizer)
-        rows = {split: task.tokenize(data[split], tokenizer) for split in task.validation}
-        scores = {split: task.compute_metrics(trainer.predict(tokens)) for split, tokens in rows.items()}
+        size = {"per_device_eval_batch_size": options.batch_size}
+        args = TrainingArguments(folder, report_to=[], **size, **task.evaluation_arguments)
+        scores = evaluate_task(task, data, tokenizer, args, model)
     print(json.dumps(scores, indent=1))
 
 
@@ -145,14 +149,14 @@ def push(options: Options) -> None:
 
 def _task(options: Options) -> tuple[Task, datasets.DatasetDict]:
     if options.task:
-        task = GLUE[options.task]
-        data = task.load(options.data or "nyu-mll/glue")
+        task = TASKS[options.task]
+        data = task.load(options.data)
     elif options.data:
         loaded = datasets.load_dataset(options.data, options.subset)
         settings = {"label": options.label, "validation": options.validation, "max_length": options.max_length}
-        task, data = Task.of(loaded, options.text, **settings)
+        task, data = TextClassification.of(loaded, options.text, **settings)
     else:
-        raise ValueError("Say which data: --task, one of GLUE's, or --data, a Hub id or folder.")
+        raise ValueError("Say which data: --task, a known one, or --data, a Hub id or folder.")
     if options.rows:
         chosen = random.Random(0).sample(range(len(data["train"])), min(options.rows, len(data["train"])))
         data["train"] = data["train"].select(chosen)
@@ -211,8 +215,8 @@ def _trainer_flags() -> argparse.ArgumentParser:
 def _data_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("data")
-    group.add_argument("--task", choices=GLUE, help="a task of GLUE: its columns, labels and metric are known")
-    group.add_argument("--data", help="Hub id or folder; with --task a folder of GLUE's tasks (default: the Hub's)")
+    group.add_argument("--task", choices=TASKS, help="a task whose columns, labels and metric are known")
+    group.add_argument("--data", help="Hub id or folder; with --task a folder of folders by task (default: the Hub's)")
     group.add_argument("--subset", help="configuration of --data")
     group.add_argument("--text", nargs="+", default=["text"], help="one or two columns of text, without --task")
     group.add_argument("--label", default="label", help="column of the labels; floats make it a regression")
@@ -225,7 +229,9 @@ def _data_flags() -> argparse.ArgumentParser:
 def _student_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("models")
-    group.add_argument("--teacher", required=True, help="Hub id or folder; fine-tuned first if it has no head")
+    group.add_argument(
+        "--teacher", nargs="+", required=True, help="Hub ids or folders; fine-tuned first if they have no head"
+    )
     group.add_argument("--student", help="Hub id or folder, instead of making one of --size")
     group.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=SIZES)
     group.add_argument("--init", choices=INITS, default="teacher", help="teacher: cut out of it on --sample rows")

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .activations import Activations, QueryKey
+from .heads import logits_of
 from .losses import DistillationLoss
 
 logger = logging.get_logger(__name__)
@@ -55,15 +56,17 @@ def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> No
     if student.config.vocab_size != teacher.config.vocab_size:
         raise ValueError(
             f"The student's vocab_size is {student.config.vocab_size} and the teacher's {teacher.config.vocab_size}: "
-            "both read the same token ids. Build the student with create_student(teacher, ...) and use its tokenizer."
+            "both read the same token ids. Build the student with create_student(teacher, ...) and use its tokenizer, "
+            "or bring it to the teacher's vocabulary with swap_vocabulary."
         )
 
 
 def check_heads(student: PreTrainedModel, teacher: PreTrainedModel, losses: Sequence[DistillationLoss]) -> None:
     """Raise ValueError where a loss cannot compare the attention heads of student and teacher for their number."""
+    configs = student.config, teacher.config
     for loss in losses:
         if "attentions" in loss.reads:
-            loss.check_heads(student.config.num_attention_heads, teacher.config.num_attention_heads)
+            loss.check_heads(*(c.num_attention_heads for c in configs), *(c.hidden_size for c in configs))
 
 
 def _check_checkpointing(student: PreTrainedModel) -> None:
@@ -78,8 +81,12 @@ def _check_checkpointing(student: PreTrainedModel) -> None:
 
 def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise ValueError where the prediction loss cannot compare the logits of student and teacher by position."""
-    if "multi_label_classification" in (student.config.problem_type, teacher.config.problem_type):
-        raise ValueError("The prediction loss does not cover multi-label heads: drop 'prediction' from loss_type.")
+    ours, theirs = logits_of(student), logits_of(teacher)
+    if ours is not theirs:
+        raise ValueError(
+            f"The student's logits are {ours.value}, the teacher's {theirs.value}: give both a head of the same kind "
+            "(and the same problem_type), or drop 'prediction' from loss_type."
+        )
     check_label_names(student.config.id2label, teacher.config.id2label, "student")
 
 

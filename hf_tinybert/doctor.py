@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,7 @@ from .students import TINYBERT4, check_reducible, create_student
 from .tasks import Task
 from .teachers import check_weights
 from .trainer import DistillationTrainer
+from .vocabulary import check_same_tokens, own_tokenizer
 
 SAMPLE, DRY_STEPS = 2000, 4
 ADAMW_BYTES = 16  # of each fp32 weight: itself, its gradient and two moments
@@ -74,6 +76,7 @@ def diagnose(
         rows = check("lengths", _tokens, task, data["train"], tokenizer, teacher)
     if rows is None or args is None:
         return checks
+    given = student
     student = check("student", _student, task, student, init, teacher, args.layer_mapping)
     if student is None:
         return checks
@@ -81,11 +84,11 @@ def diagnose(
     fits = [
         check("heads", _heads, student, teacher, args),
         check("layer mapping", _layer_mapping, student, teacher, args),
-        check("vocabularies", _vocabularies, student, teacher),
+        check("vocabularies", _vocabularies, student, teacher, given, tokenizer),
         check("labels", _labels, student, teacher),
     ]
     if all(fits):
-        steps = check("dry steps", _dry_run, student, teacher, rows, tokenizer, args)
+        steps = check("dry steps", _dry_run, task, student, teacher, rows, tokenizer, args)
         if steps is not None:
             check("memory", _memory, student, teacher, args, steps)
             check("time", _time, len(data["train"]), args, steps)
@@ -125,7 +128,10 @@ def _tokens(
     task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel
 ) -> tuple[datasets.Dataset, str]:
     rows = task.tokenize(rows.select(range(min(SAMPLE, len(rows)))), tokenizer)
-    lengths, highest = [len(ids) for ids in rows["input_ids"]], max(max(ids) for ids in rows["input_ids"])
+    sequences = rows["input_ids"]
+    if isinstance(sequences[0][0], list):  # multiple choice: those of the choices
+        sequences = list(chain.from_iterable(sequences))
+    lengths, highest = [len(ids) for ids in sequences], max(map(max, sequences))
     if highest >= teacher.config.vocab_size:
         raise ValueError(
             f"The tokenizer makes ids up to {highest}, the teacher has {teacher.config.vocab_size} embeddings: use "
@@ -179,8 +185,11 @@ def _layer_mapping(student: PreTrainedModel, teacher: PreTrainedModel, args) -> 
     return True, "student←teacher: " + ", ".join(f"{m}←{g}" for m, g in pairs)
 
 
-def _vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, str]:
+def _vocabularies(student: PreTrainedModel, teacher: PreTrainedModel, given, tokenizer) -> tuple[bool, str]:
     check_vocabularies(student, teacher)
+    own = None if isinstance(given, Mapping) else own_tokenizer(given)
+    if own is not None:
+        check_same_tokens(own, tokenizer)
     return True, f"{student.config.vocab_size:,} both"
 
 
@@ -217,10 +226,11 @@ class _Meter(TrainerCallback):
         self.losses |= {name: value for name, value in logs.items() if name.endswith("_loss") and name != "train_loss"}
 
 
-def _dry_run(student, teacher, rows, tokenizer, args) -> tuple[_Meter, str]:
+def _dry_run(task, student, teacher, rows, tokenizer, args) -> tuple[_Meter, str]:
     """Steps on random rows, the longest batch first, in a copy of the student."""
     chosen, meter = rows.shuffle(0).select(range(min(DRY_STEPS * args.train_batch_size, len(rows)))), _Meter()
     options = {"train_dataset": chosen, "processing_class": tokenizer, "callbacks": [meter]}
+    options["data_collator"] = task.collator(tokenizer)
     with tempfile.TemporaryDirectory() as args.output_dir:
         trainer = DistillationTrainer(copy.deepcopy(student), args, teacher_model=teacher, **options)
         trainer.remove_callback(PrinterCallback)

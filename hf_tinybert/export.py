@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .heads import is_multiple_choice
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +47,10 @@ def export_onnx(
 ) -> Path:
     """Write `model.onnx`, the config and the tokenizer to `folder`; returns the path of `model.onnx`.
 
-    Inputs are those that the tokenizer makes and the model takes, (B, S) int64 with B and S free; outputs are float32
-    and named as the model's (`logits`, `start_logits`, `last_hidden_state`, ...). Weights above 2 GB lie in
-    `model.onnx.data`. The graph runs in ONNX Runtime and is compared with torch on several shapes, at real tokens.
-    The model itself is left alone; an int8 file of earlier weights is removed.
+    Inputs are those that the tokenizer makes and the model takes, (B, S) int64 with B and S free, or (B, choices, S)
+    in multiple choice; outputs are float32 and named as the model's (`logits`, `start_logits`, `last_hidden_state`,
+    ...). Weights above 2 GB lie in `model.onnx.data`. The graph runs in ONNX Runtime and is compared with torch on
+    several shapes, at real tokens. The model itself is left alone; an int8 file of earlier weights is removed.
 
     Raises ValueError, and writes nothing, where an output differs by more than `tolerance` times its largest value,
     where weights are NaN or where `folder` holds another model; ImportError without the extra `export`.
@@ -62,8 +65,8 @@ def export_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as written:
         path = Path(written, "model.onnx")
-        _trace(twin, _inputs(twin.config, names, 2, 8), path)
-        _check_parity(twin, names, path, tolerance)
+        _trace(twin, names, path)
+        _check_parity(twin, path, tolerance)
         if not (folder / "config.json").exists():  # it may lie there with weights of another dtype
             twin.config.save_pretrained(written)
         tokenizer = copy.deepcopy(processing_class)
@@ -97,9 +100,7 @@ def quantize_onnx(folder: str | os.PathLike) -> Path:
         path = Path(written, "model_int8.onnx")
         quantize_dynamic(graph, path, per_channel=True)
         config, exact, session = AutoConfig.from_pretrained(folder), _session(folder / "model.onnx"), _session(path)
-        names = [value.name for value in exact.get_inputs()]
-        samples = [_inputs(config, names, *shape) for shape in _shapes(config)]
-        error = max(_error(session, inputs, _run(exact, inputs)) for inputs in samples)
+        error = max(_error(session, inputs, _run(exact, inputs)) for inputs in _samples(config, exact))
         os.replace(path, folder / path.name)
     logger.info("int8 changes outputs by at most %.2g of their largest value, on random tokens.", error)
     return folder / "model_int8.onnx"
@@ -108,12 +109,19 @@ def quantize_onnx(folder: str | os.PathLike) -> Path:
 def load_onnx(path: str | os.PathLike) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
     """A function from model inputs to the graph's first output (the logits), on as many threads as torch uses.
 
-    Inputs that the graph does not take are ignored.
+    Of question answering to its start and end logits side by side, (B, S, 2). Inputs that the graph does not take are
+    ignored.
     """
     _require("onnxruntime")
     session = _session(path)
     names = [value.name for value in session.get_inputs()]
-    return lambda inputs: session.run(None, {name: np.asarray(inputs[name]) for name in names})[0]
+    spans = session.get_outputs()[0].name == "start_logits"
+
+    def call(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        outputs = session.run(None, {name: np.asarray(inputs[name]) for name in names})
+        return np.stack(outputs, axis=-1) if spans else outputs[0]
+
+    return call
 
 
 def save_half(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, folder: str | os.PathLike) -> Path:
@@ -173,23 +181,32 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
-def _inputs(config: PretrainedConfig, names: Sequence[str], batch: int, length: int) -> dict[str, Tensor]:
-    """Random tokens; row i ends in i padded positions, as far as one token stays."""
-    generator = torch.Generator().manual_seed(batch * length)
+def _inputs(config: PretrainedConfig, names: Sequence[str], *shape: int) -> dict[str, Tensor]:
+    """Random tokens (B, S) or (B, choices, S); sequence i ends in i padded positions, as far as one token stays."""
+    *sequences, length = shape
+    generator = torch.Generator().manual_seed(math.prod(shape))
     sizes = {"input_ids": config.vocab_size, "token_type_ids": max(config.to_dict().get("type_vocab_size", 1), 1)}
-    real = torch.arange(length) < (length - torch.arange(batch)).clamp(min=1)[:, None]
+    real = torch.arange(length) < (length - torch.arange(math.prod(sequences))).clamp(min=1)[:, None]
+    real = real.view(shape)
     inputs = {"attention_mask": real.long()} | {
-        name: torch.randint(high, (batch, length), generator=generator) * real for name, high in sizes.items()
+        name: torch.randint(high, shape, generator=generator) * real for name, high in sizes.items()
     }
     return {name: inputs[name] for name in names}
 
 
-def _shapes(config: PretrainedConfig) -> list[tuple[int, int]]:
+def _samples(config: PretrainedConfig, session) -> list[dict[str, Tensor]]:
+    """Inputs of the shapes on which graphs are compared."""
+    names, choices = [value.name for value in session.get_inputs()], "choices" in session.get_inputs()[0].shape
     longest = min(256, config.to_dict().get("max_position_embeddings", 512) // 2)  # RoBERTa's positions start late
-    return [(1, 2), (1, longest), (5, longest // 2 + 1), (3, longest)]
+    shapes = [(1, 2), (1, longest), (5, longest // 2 + 1), (3, longest)]
+    return [_inputs(config, names, *((b, b + 1, s) if choices else (b, s))) for b, s in shapes]
 
 
-def _trace(twin: PreTrainedModel, inputs: dict[str, Tensor], path: Path):
+def _trace(twin: PreTrainedModel, names: Sequence[str], path: Path):
+    axes = {"batch": 2, "choices": 3, "sequence": 8}
+    if not is_multiple_choice(twin):
+        del axes["choices"]
+    inputs = _inputs(twin.config, names, *axes.values())
     with torch.no_grad(), warnings.catch_warnings():
         outputs = twin(**inputs)
         warnings.simplefilter("ignore")  # of tensors that share the names of their axes
@@ -197,7 +214,7 @@ def _trace(twin: PreTrainedModel, inputs: dict[str, Tensor], path: Path):
             twin,
             kwargs=inputs,
             dynamo=True,
-            dynamic_shapes={name: {0: "batch", 1: "sequence"} for name in inputs},
+            dynamic_shapes={name: dict(enumerate(axes)) for name in inputs},
             output_names=list(outputs),
             verbose=False,
         )
@@ -216,17 +233,17 @@ def _run(session, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
 
-def _check_parity(twin: PreTrainedModel, names: Sequence[str], path: Path, tolerance: float):
+def _check_parity(twin: PreTrainedModel, path: Path, tolerance: float):
     session = _session(path)
-    for batch, length in _shapes(twin.config):
-        inputs = _inputs(twin.config, names, batch, length)
+    for inputs in _samples(twin.config, session):
         with torch.no_grad():
             expected = [value.numpy() for value in twin(**inputs).values()]
         error = _error(session, inputs, expected)
         if not error <= tolerance:
+            shape = tuple(inputs["input_ids"].shape)
             raise ValueError(
-                f"ONNX and torch differ by {error:.2g} of the largest output (batch {batch}, length {length}): "
-                f"more than tolerance={tolerance:g}, nothing was written."
+                f"ONNX and torch differ by {error:.2g} of the largest output (input_ids {shape}): more than "
+                f"tolerance={tolerance:g}, nothing was written."
             )
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .arguments import DistillationArguments
+from .lineage import describe_data, hub_ids, lineage_of
+from .losses import DistillationLoss
+from .model_card import extend_card, final_evaluation
+from .projections import detached
 
 logger = logging.get_logger(__name__)
 
@@ -56,13 +60,16 @@ class HubTrainer(Trainer):
 
     - With `push_to_hub` the constructor raises RuntimeError where the Hub cannot be reached or refuses.
     - Pushes while training runs warn where they fail; the one in the end holds all that they would have.
-    - `push_to_hub_min_retained`: a student under that share of the teacher's score is not pushed (`push_to_hub`).
+    - `push_to_hub_min_retained`: a student under that share of the best teacher's score is not pushed (`push_to_hub`).
     - No file holds `hub_token`, `training_args.bin` included.
     """
 
     push_in_progress = None
-    teacher_model = None
+    teacher_models: Sequence[PreTrainedModel] = ()
     teacher_score: float | None = None
+    losses: Sequence[DistillationLoss] = ()
+    data_name: str | None = None
+    report = None
 
     def __init__(self, *args, **kwargs):
         self._watched: list[Future] = []
@@ -152,7 +159,7 @@ class HubTrainer(Trainer):
         """Raise ValueError, naming the argument, where the bar lacks what it is measured with."""
         if self._min_retained is None:
             return
-        given = {"teacher_model": self.teacher_model, "eval_dataset": self.eval_dataset}
+        given = {"teacher_model": self.teacher_models or None, "eval_dataset": self.eval_dataset}
         if self._metric != "eval_loss":
             given["compute_metrics"] = self.compute_metrics
         missing = [name for name, value in given.items() if value is None]
@@ -161,15 +168,19 @@ class HubTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("push_to_hub_min_retained does not work with FSDP or DeepSpeed: leave it out.")
 
-    def _measure_teacher(self) -> None:
-        """The teacher's score by `metric_for_best_model` on `eval_dataset`, if there is a bar to reach."""
+    def _measure_teachers(self) -> None:
+        """The best teacher's score by `metric_for_best_model` on `eval_dataset`, if there is a bar to reach."""
         if self._min_retained is None:
             return
+        scores = [self._measure(teacher) for teacher in self.teacher_models]
+        self.teacher_score = max(scores) if self.args.greater_is_better else min(scores)
+
+    def _measure(self, teacher: PreTrainedModel) -> float:
         args = copy.copy(self.args)
         args.push_to_hub, args.report_to = False, []
         with torch.random.fork_rng():  # training goes as it would without the bar
             trainer = Trainer(
-                self.teacher_model,
+                teacher,
                 args,
                 self.data_collator,
                 eval_dataset=self.eval_dataset,
@@ -179,14 +190,14 @@ class HubTrainer(Trainer):
                 preprocess_logits_for_metrics=self.preprocess_logits_for_metrics,
             )
             metrics = trainer.evaluate(metric_key_prefix="teacher")
-        trainer.accelerator.unwrap_model(self.teacher_model, keep_fp32_wrapper=False)  # or autocast stays around it
-        name = self._metric.replace("eval_", "teacher_", 1)
-        self.teacher_score = metrics.get(name)
-        if self.teacher_score is None or not self.teacher_score > 0:
+        trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)  # or autocast stays around it
+        score = metrics.get(self._metric.replace("eval_", "teacher_", 1))
+        if score is None or not score > 0:
             raise ValueError(
-                f"metric_for_best_model={self.args.metric_for_best_model!r} is {self.teacher_score} for the teacher, "
+                f"metric_for_best_model={self.args.metric_for_best_model!r} is {score} for the teacher, "
                 f"of which there is no share: choose one that is above 0, of {', '.join(metrics)}."
             )
+        return score
 
     def _shortfall(self, score: float) -> str | None:
         """What the student lacks, None where it reaches the bar; of a loss the share is teacher / student."""
@@ -198,6 +209,26 @@ class HubTrainer(Trainer):
             f"The student's {self._metric} is {score:.4g} and the teacher's {teacher:.4g}: {better / worse:.1%} "
             f"retained, under push_to_hub_min_retained={bar:g}."
         )
+
+    # ---- The model card ----
+
+    @property
+    def _student(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Trainer's, extended with lineage and `report` (`extend_card`) where there are losses."""
+        student, path = self._student, Path(self.args.output_dir, "README.md")
+        lineage = lineage_of(student.config) if self.losses else None
+        if lineage and not student.config._name_or_path:  # the licence is then the teacher's
+            kwargs.setdefault("finetuned_from", next(iter(hub_ids(lineage)), None))
+        super().create_model_card(*args, **kwargs)
+        if lineage is None or not self.is_world_process_zero():
+            return
+        best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
+        scores = final_evaluation(self.state, best_step), describe_data(self.eval_dataset, self.data_name)
+        with detached(student):
+            extend_card(ModelCard.load(path), student, self.report, *scores, self.hub_model_id).save(path)
 
 
 class _Token(str):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import ceil
 
 LayerMapping = list[tuple[int, int]]
+STRATEGIES = ("uniform", "skip", "top", "bottom")
 
 
 def map_layers(
@@ -12,20 +13,27 @@ def map_layers(
     """Pairs (m, g(m)) of student layer m and the teacher layer that it learns from, both counted from 1.
 
     - `"uniform"`: g(m) = ⌈m·N/M⌉, which is m·N/M of the paper where M divides N: 4 of 12 → 3, 6, 9, 12.
+    - `"skip"`: `"uniform"` without its last pair, as BERT-PKD-Skip (arXiv 1908.09355): 6 of 12 → 2, 4, 6, 8, 10. The
+      last student layer is left to the prediction loss.
     - `"top"`: g(m) = m + N − M. `"bottom"`: g(m) = m (paper, table 4).
     - explicit: one teacher layer a student layer, `[3, 6, 9, 12]` or `"3,6,9,12"`, or the pairs themselves.
 
     Layer 0 (embeddings) and the prediction layer are not part of a mapping: their losses know their layers.
-    Raises ValueError for an unknown strategy, a layer out of range or a student deeper than its teacher.
+    Raises ValueError for an unknown strategy, a layer out of range, a student deeper than its teacher, or one layer
+    and `"skip"`.
     """
-    if isinstance(strategy, str) and strategy in ("uniform", "top", "bottom"):
+    if isinstance(strategy, str) and strategy in STRATEGIES:
         if student_layers > teacher_layers:
             raise ValueError(
                 f"The student has {student_layers} layers, the teacher {teacher_layers}: layer_mapping='{strategy}' "
                 "needs a student that is not deeper. Lower num_hidden_layers of the student, or pass explicit pairs."
             )
+        if strategy == "skip" and student_layers == 1:
+            raise ValueError("layer_mapping='skip' leaves out the only layer of the student: take 'top'.")
+        uniform = [ceil(m * teacher_layers / student_layers) for m in range(1, student_layers + 1)]
         teachers = {
-            "uniform": [ceil(m * teacher_layers / student_layers) for m in range(1, student_layers + 1)],
+            "uniform": uniform,
+            "skip": uniform[:-1],
             "top": [m + teacher_layers - student_layers for m in range(1, student_layers + 1)],
             "bottom": list(range(1, student_layers + 1)),
         }[strategy]
@@ -34,7 +42,8 @@ def map_layers(
 
 
 def _explicit_pairs(strategy, student_layers: int, teacher_layers: int) -> LayerMapping:
-    expected = f"'uniform', 'top', 'bottom', {student_layers} teacher layers or pairs (student layer, teacher layer)"
+    names = ", ".join(map(repr, STRATEGIES))
+    expected = f"{names}, {student_layers} teacher layers or pairs (student layer, teacher layer)"
     try:
         entries = [int(entry) for entry in strategy.split(",")] if isinstance(strategy, str) else list(strategy)
         if entries and all(isinstance(entry, int) for entry in entries):

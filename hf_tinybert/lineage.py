@@ -2,7 +2,7 @@
 
 - Of `create_student`: `teacher`, `teacher_revision`, `init`, `layers` (the teacher's, for each of the student's),
   `sample` (rows); of a student that comes from elsewhere: `start`, `start_revision`.
-- `stages`: what each training taught it (`describe_stage`).
+- `stages`: what each training taught it (`describe_stage`), several teachers as a list `teachers`.
 
 A model is named by its Hub id and commit, or "./folder" without the path to it; None where it was made in memory.
 """
@@ -10,8 +10,9 @@ A model is named by its Hub id and commit, or "./folder" without the path to it;
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def is_hub_id(name: str) -> bool:
 
 def hub_ids(lineage: Mapping[str, Any]) -> list[str]:
     """The Hub ids of all teachers, each once; of a local one what it was fine-tuned from."""
-    steps = [lineage, *lineage["stages"]]
+    steps = [lineage, *chain.from_iterable(map(teachers_of, lineage["stages"]))]
     names = [step.get(key) for step in steps for key in ("teacher", "teacher_finetuned_from")]
     return list(dict.fromkeys(name for name in names if name and not name.startswith("./")))
 
@@ -105,29 +106,44 @@ def fingerprint(rows: datasets.Dataset) -> str | None:
     for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
         for column in batch.columns:
             values = column.combine_chunks()
-            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
                 digest.update(np.asarray(values.value_lengths(), "f8"))
                 values = values.flatten()
             digest.update(np.asarray(values, "f8"))
     return digest.hexdigest()[:16]
 
 
+def describe_teacher(
+    config: PretrainedConfig | None, layers: Iterable[tuple[int, int]], weight: float = 1.0
+) -> dict[str, Any]:
+    """A teacher of a stage, None where there is none: `layers` are the pairs that the losses read."""
+    facts = {"teacher": None, "teacher_revision": None} if config is None else origin(config, "teacher")
+    return {"layer_mapping": [list(pair) for pair in sorted(set(layers))], **facts, "weight": weight}
+
+
+def teachers_of(stage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Each teacher of a stage: its name and origin, `layer_mapping` and, of several, its `weight`."""
+    return stage.get("teachers", [stage])
+
+
 def describe_stage(
     losses: Iterable[DistillationLoss],
-    layers: Iterable[tuple[int, int]],
-    teacher: PretrainedConfig | None,
+    teachers: Sequence[Mapping[str, Any]],
     args,
     data: Mapping[str, Any],
     augmentation: Mapping[str, Any] | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    """One training: `layers` are the pairs that the losses read, `args` its `TrainingArguments`."""
+    """One training: `teachers` are described by `describe_teacher`, `args` its `DistillationArguments`."""
     losses = list(losses)
     temperatures = [loss.temperature for loss in losses if isinstance(loss, PredictionLoss)]
+    schedules = dict(zip([loss.name for loss in losses], args.loss_schedules or [], strict=False))
+    one = {name: value for name, value in teachers[0].items() if name != "weight"}
+    several = {"teachers": [*map(dict, teachers)], "teacher_logits": args.teacher_logits}
     return {
         "losses": {loss.name: loss.weight for loss in losses},
-        "layer_mapping": [list(pair) for pair in sorted(set(layers))],
-        **(origin(teacher, "teacher") if teacher is not None else {"teacher": None, "teacher_revision": None}),
+        **({"loss_schedules": schedules} if schedules else {}),
+        **(one if len(teachers) == 1 else several),
         **({"temperature": temperatures[0]} if temperatures else {}),
         "data": dict(data),
         "augmentation": augmentation and dict(augmentation),
@@ -155,9 +171,15 @@ def recorded(config: PretrainedConfig, stage: Mapping[str, Any]) -> Iterator[Non
         raise
 
 
-def resume(config: PretrainedConfig, checkpoint: str | Path) -> None:
-    """Take the lineage from where the weights come from; the stage that goes on replaces its last one."""
-    path = Path(checkpoint, CONFIG_NAME)
+def resume(config: PretrainedConfig, checkpoint: str | Path) -> dict[str, Any]:
+    """Take the lineage from where the weights come from; the stage that goes on, returned, replaces its last one.
+
+    What balanced that stage's losses goes on with it.
+    """
+    path, stage = Path(checkpoint, CONFIG_NAME), config.distillation["stages"][-1]
     saved = json.loads(path.read_text()).get("distillation") if path.is_file() else None
     if saved and saved["stages"]:
-        config.distillation = {**saved, "stages": [*saved["stages"][:-1], config.distillation["stages"][-1]]}
+        *before, last = saved["stages"]
+        stage |= {name: last[name] for name in ("loss_factors",) if name in last}
+        config.distillation = {**saved, "stages": [*before, stage]}
+    return stage

@@ -1,4 +1,6 @@
-"""The metrics of GLUE as `evaluate.Metric` classes that need no network: make one and call `compute`."""
+"""Metrics that need no network: GLUE's as `evaluate.Metric` classes, and those of entities."""
+
+from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -57,6 +59,23 @@ class F1(_Metric):
         return 2 * hits / max((predictions == 1).sum() + (references == 1).sum(), 1)
 
 
+class MicroF1(_Metric):
+    """2·TP / (2·TP + FP + FN) over all labels of all rows of 0 and 1, (N, C); 1 where none is to find or found."""
+
+    name = "micro_f1"
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = dict.fromkeys(("predictions", "references"), datasets.List(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", features=datasets.Features(features), inputs_description=""
+        )
+
+    @staticmethod
+    def value(predictions, references):
+        sizes = predictions.sum() + references.sum()
+        return 2 * (predictions * references).sum() / sizes if sizes else 1.0
+
+
 class MatthewsCorrelation(_Metric):
     """Matthews correlation: the Pearson correlation of two binary labelings; 0 where one of them is constant."""
 
@@ -83,3 +102,33 @@ class Spearman(_Metric):
     @staticmethod
     def value(predictions, references):
         return _correlation(_ranks(predictions), _ranks(references))
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(kind, first, last word) of the entities that IOB1, IOB2 or IOBES tags mark, as CoNLL's conlleval reads them.
+
+    Lenient: an entity may begin with I-. One ends where the kind changes, or at O, B- or S-.
+    """
+    found, before = [], ("O", "")
+    for index, tag in enumerate(tags):
+        prefix, _, kind = tag.partition("-")
+        if prefix in ("I", "E", "L") and before in (("B", kind), ("I", kind)):
+            found[-1][2] = index
+        elif prefix != "O":
+            found.append([kind, index, index])
+        before = prefix, kind
+    return {tuple(entity) for entity in found}
+
+
+def entity_scores(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], count: int | None = None
+) -> dict[str, float]:
+    """`precision`, `recall` and `f1` (Tjong Kim Sang and De Meulder, 2003): an entity is found where kind, first and
+    last word are right. `count` is the number of entities there are, default those of `references`; 0/0 is 0.
+    """
+    found, wanted = (
+        {(row, *e) for row, tags in enumerate(of) for e in entities(tags)} for of in (predictions, references)
+    )
+    hits, count = len(found & wanted), len(wanted) if count is None else count
+    values = {"precision": (hits, len(found)), "recall": (hits, count), "f1": (2 * hits, len(found) + count)}
+    return {name: part / whole if whole else 0.0 for name, (part, whole) in values.items()}

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import PretrainedConfig, PreTrainedModel, TrainerState
 from transformers.modelcard import METRIC_TAGS, TASK_MAPPING
 
-from .lineage import hub_ids, is_hub_id, lineage_of
+from .lineage import hub_ids, is_hub_id, lineage_of, teachers_of
 
 if TYPE_CHECKING:
     from .report import StudentReport
@@ -122,11 +122,11 @@ def _task(model: PreTrainedModel) -> str:
 
 
 def _introduction(model: PreTrainedModel, lineage: Mapping[str, Any]) -> str:
-    teachers = [stage for stage in lineage["stages"] if stage["teacher"]] or [lineage]
-    last = teachers[-1]
+    taught = [stage for stage in lineage["stages"] if any(each["teacher"] for each in teachers_of(stage))] or [lineage]
+    teachers = " and ".join(_model(each, "teacher") for each in teachers_of(taught[-1]))
     return (
         f"A small `{type(model).__name__}` with {_parameters(model.num_parameters())} parameters "
-        f"({_size(model.config)}). It is the student of {_model(last, 'teacher')}; it was distilled with hf_tinybert "
+        f"({_size(model.config)}). It is the student of {teachers}; it was distilled with hf_tinybert "
         f"{_version()} and runs with transformers alone."
     )
 
@@ -195,18 +195,23 @@ def _start(lineage: Mapping[str, Any]) -> str:
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
-    data, augmentation = stage["data"], stage["augmentation"] or {}
+    data, augmentation, teachers = stage["data"], stage["augmentation"] or {}, teachers_of(stage)
+    pairs = [", ".join(f"{ours} ← {theirs}" for ours, theirs in each["layer_mapping"]) for each in teachers]
+    models = [_model(each, "teacher") for each in teachers]
+    if len(teachers) > 1:
+        models = [f"{model} (weight {each['weight']:.3g})" for model, each in zip(models, teachers, strict=True)]
     facts = {
         "losses (weight)": ", ".join(f"{name} ({weight:g})" for name, weight in stage["losses"].items()),
+        "weights balanced by": _listed(stage.get("loss_factors")),
+        "weight schedules": _listed(stage.get("loss_schedules")),
         "temperature": stage.get("temperature"),
-        "layers, student ← teacher (0: embeddings)": ", ".join(
-            f"{ours} ← {theirs}" for ours, theirs in stage["layer_mapping"]
-        ),
-        "teacher": _model(stage, "teacher"),
+        "layers, student ← teacher (0: embeddings)": "; ".join(filter(None, pairs)),
+        "teacher": ", ".join(models),
+        "teachers' logits": stage.get("teacher_logits"),
         "data": ", ".join(str(data[key]) for key in ("name", "config", "split") if data[key]),
         "rows": data["rows"] and f"{data['rows']:,}",
         "fingerprint of tokens and labels": data["fingerprint"] and f"`{data['fingerprint']}`",
-        "augmentation": ", ".join(f"{name} {value}" for name, value in augmentation.items()) or "none",
+        "augmentation": _listed(augmentation) or "none",
         "epochs": stage.get("epochs"),
         "steps": stage.get("max_steps"),
         "learning rate": f"{stage['learning_rate']:g}",
@@ -215,6 +220,10 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
         "seed": stage["seed"],
     }
     return {name: UNKNOWN if value in (None, "") else str(value) for name, value in facts.items()}
+
+
+def _listed(settings: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

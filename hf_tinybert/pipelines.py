@@ -1,8 +1,8 @@
 """Whole runs, each in a folder that a killed run goes on from: text → general student, task and teacher → TinyBERT."""
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,26 @@ import datasets
 from accelerate import PartialState
 from transformers import (
     AutoModel,
-    AutoModelForSequenceClassification,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerState,
+    TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DistillationArguments
 from .augmentation import Augmentation
 from .lineage import finetuned_from, origin
 from .loading import from_pretrained, load_tokenizer
+from .logit_cache import cache_logits
+from .runs import claim, start_of, train_once
 from .students import TINYBERT4, create_student
 from .tasks import Task
-from .teachers import cache_logits
-from .trainer import DistillationTrainer
 
 COMMON = {
     "per_device_train_batch_size": 32,
@@ -53,7 +55,7 @@ STEPS = {
 def task_distillation(
     task: Task,
     data: datasets.DatasetDict,
-    teacher: str | Path,
+    teacher: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     student: Mapping[str, int] | str | Path = TINYBERT4,
     init: str = "teacher",
@@ -66,87 +68,141 @@ def task_distillation(
 ) -> dict[str, Any]:
     """TinyBERT's second stage; scores and seconds, also in `output_dir/results.json`, the student in its `student`.
 
-    `teacher` is fine-tuned first where it has no head for the task. Training rows are augmented if asked. The student,
-    created in these sizes (`create_student`) or loaded (a generally distilled one), learns the intermediate layers,
-    then the predictions, from cached logits; what the intermediate step reads of the teacher is kept too where it
-    fits (`teacher_cache_gb`, 5 there). `student` is the best epoch by the task's score on the validation split,
-    `student_last` the last one. `arguments` are `DistillationArguments` of all three steps, those of the Hub of the
-    last alone (`hub_model_id`: default the name of `output_dir`); `fine_tuning`, `intermediate` and `prediction` those
-    of one, where `num_train_epochs=0` leaves it out. The same call goes on where it was stopped; another one in the
-    same folder, or a teacher with other labels, raises ValueError.
+    `teacher`, or each of several, is fine-tuned first where it has no head for the task. Training rows are
+    augmented if asked. The student, cut from the first teacher in these sizes (`create_student`) or loaded (a
+    generally distilled one), learns the intermediate layers, then the predictions, from cached logits; what the
+    intermediate step reads of a teacher is kept too where it fits (`teacher_cache_gb`, 5 there). `student` is the
+    best epoch by the task's score on the validation split, `student_last` the last one. `arguments` are
+    `DistillationArguments` of all three steps, those of the Hub of the last alone (`hub_model_id`: default the
+    name of `output_dir`); `fine_tuning`, `intermediate` and `prediction` those of one: `num_train_epochs=0` leaves
+    the intermediate step out, `teacher` is a step's own and `augmented=False` gives it the plain rows. The same
+    call goes on where it was stopped; another one in the same folder, or a teacher with other labels, raises
+    ValueError.
     """
-    task.check_labels(teacher)
+    names = _names(teacher)
+    for name in names:
+        task.check_labels(name)
     output_dir = Path(output_dir)
     own = {"fine_tuning": fine_tuning, "intermediate": intermediate, "prediction": prediction}
     hub = {name: arguments.pop(name) for name in [*arguments] if name.startswith(HUB)}
-    steps = {name: {**COMMON, **STEPS[name], **arguments, **(own[name] or {})} for name in STEPS}
+    common = {**COMMON, **task.evaluation_arguments}
+    steps = {name: {**common, **STEPS[name], **arguments, **(own[name] or {})} for name in STEPS}
+    if not steps["prediction"]["num_train_epochs"]:
+        raise ValueError("The prediction step selects and saves the student: give it num_train_epochs above 0.")
     if hub:
         steps["prediction"] = {"hub_model_id": output_dir.name, **hub, **steps["prediction"]}
-    settings = {"task": task.name, "teacher": str(teacher), "init": init, "sample": sample, "steps": steps}
+    settings = {"task": task.name, "teacher": names, "init": init, "sample": sample, "steps": steps}
     settings["student"] = dict(student) if isinstance(student, Mapping) else str(student)
     settings["augmentation"] = augmentation.settings if augmentation else None
     settings["rows"] = {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}
-    _claim(output_dir, settings)
+    claim(output_dir, settings)
     finished = output_dir / "results.json"
     if finished.exists():
         return json.loads(finished.read_text())
 
-    tokenizer = load_tokenizer(teacher)
+    taught_by = {name: _names(steps[name].pop("teacher", None)) for name in ("intermediate", "prediction")}
+    augmented = {name: steps[name].pop("augmented", True) for name in taught_by}
+    tokenizer = load_tokenizer(names[0])
     with PartialState().main_process_first():
         tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
-    validation = {split: tokens[split] for split in task.validation}
-    common = {"processing_class": tokenizer, "compute_metrics": task.compute_metrics}
-    common["eval_dataset"] = validation[task.validation[0]]
+    selects = task.validation[0]
+    common = {"processing_class": tokenizer, "data_collator": task.collator(tokenizer)}
+    common |= {"eval_dataset": tokens[selects], "compute_metrics": task.scorer(data[selects], tokens[selects])}
     seed, states = steps["prediction"].get("seed", 42), {}
 
-    def scores(model: PreTrainedModel) -> dict[str, dict[str, float]]:
-        trainer = Trainer(model, DistillationArguments(str(output_dir), **steps["prediction"]), **common)
-        scores = {split: task.compute_metrics(trainer.predict(rows)) for split, rows in validation.items()}
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 stays around its forward
-        return scores
+    fine_tune = partial(_load_teachers, task, steps["fine_tuning"], {"train_dataset": tokens["train"], **common})
+    score = partial(evaluate, task, data, tokenizer, DistillationArguments(str(output_dir), **steps["prediction"]))
 
-    set_seed(seed)
-    teacher_model, untrained = task.load_model(teacher)
-    if untrained:
-        teacher_model.config.distillation = finetuned_from(teacher_model.config)
-        teacher_model, states["fine_tuning"] = _train(
-            output_dir / "teacher", teacher_model, steps["fine_tuning"], train_dataset=tokens["train"], **common
-        )
-    results = {"teacher": scores(teacher_model)}
+    teachers, states["fine_tuning"] = fine_tune(names, output_dir / "teacher")
+    found = [score(model) for model in teachers]
+    results = {"teacher": found[0]} | ({"teachers": found} if len(found) > 1 else {})
 
     set_seed(seed)
     if isinstance(student, Mapping):
         rows = tokens["train"].select(range(min(sample, len(tokens["train"]))))
-        init = _start(init, output_dir / "intermediate", output_dir / "student")
-        model = create_student(teacher_model, **student, init=init, sample=rows, processing_class=tokenizer)
+        init = start_of(init, output_dir / "intermediate", output_dir / "student")
+        model = create_student(teachers[0], **student, init=init, sample=rows, processing_class=tokenizer)
     else:
         model, _ = task.load_model(student)
-    train_dataset, facts = tokens["train"], {"data_name": task.name}
+    plain = {"data_name": task.name}
+    train_dataset, facts = tokens["train"], plain
     if augmentation:
-        facts["augmentation"] = origin(augmentation.model.config, "masked_lm") | augmentation.settings
-        augmented = augmentation(data["train"], task.text)
+        facts = plain | {"augmentation": origin(augmentation.model.config, "masked_lm") | augmentation.settings}
+        variants = augmentation(data["train"], task.augmented)
         with PartialState().main_process_first():
-            train_dataset = task.tokenize(augmented, tokenizer)
+            train_dataset = task.tokenize(variants, tokenizer)
     for name, folder in (("intermediate", "intermediate"), ("prediction", "student")):
-        rows, losses = train_dataset, steps[name]["loss_type"]
+        rows, about = (train_dataset, facts) if augmented[name] else (tokens["train"], plain)
+        losses = steps[name]["loss_type"]
         if not steps[name]["num_train_epochs"]:
             continue
+        of_step = teachers
+        if taught_by[name]:
+            of_step, states[f"fine_tuning_{name}"] = fine_tune(taught_by[name], output_dir / f"teacher_{name}")
         if "prediction" in losses:
-            rows = cache_logits(teacher_model, rows, tokenizer)
-        taught_by = teacher_model if set(losses) != {"task"} else None
-        options = {"train_dataset": rows, "teacher_model": taught_by, **common}
-        model, states[name] = _train(output_dir / folder, model, steps[name], **facts, **options)
-    last = AutoModelForSequenceClassification.from_pretrained(output_dir / "student_last")
+            how = {"weights": steps[name].get("teacher_weights"), "how": steps[name].get("teacher_logits", "mean")}
+            rows = cache_logits(of_step, rows, tokenizer, data_collator=common["data_collator"], **how)
+        options = {"train_dataset": rows, "teacher_model": None if set(losses) == {"task"} else of_step, **common}
+        model, *states[name] = train_once(output_dir / folder, model, steps[name], **about, **options)
     results |= {
-        "student": scores(model),
-        "student_last": scores(last),
-        "parameters": {"teacher": teacher_model.num_parameters(), "student": model.num_parameters()},
+        "student": score(model),
+        "student_last": score(type(model).from_pretrained(output_dir / "student_last")),
+        "parameters": {"teacher": teachers[0].num_parameters(), "student": model.num_parameters()},
         "rows": len(train_dataset),
-        "seconds": {name: state.log_history[-1]["train_runtime"] for name, state in states.items()},
+        "seconds": {
+            name: sum(state.log_history[-1]["train_runtime"] for state in trained)
+            for name, trained in states.items()
+            if trained
+        },
     }
     if PartialState().is_main_process:
         finished.write_text(json.dumps(results, indent=1))
     return results
+
+
+def _names(models: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    return [models] if isinstance(models, str | Path) else list(models or ())
+
+
+def _load_teachers(
+    task: Task, arguments: Mapping[str, Any], options: Mapping[str, Any], names: Sequence[str | Path], folder: Path
+) -> tuple[list[PreTrainedModel], list[TrainerState]]:
+    """The models, those without a head fine-tuned, the first in `folder`, and the states of these trainings."""
+    models, states = [], []
+    for number, name in enumerate(names, start=1):
+        set_seed(arguments.get("seed", 42))
+        model, untrained = task.load_model(name)
+        if untrained:
+            model.config.distillation = finetuned_from(model.config)
+            place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+            model, state = train_once(place, model, arguments, **options)
+            states.append(state)
+        models.append(model)
+    return models, states
+
+
+def evaluate(
+    task: Task,
+    data: datasets.DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    model: PreTrainedModel,
+) -> dict[str, dict[str, float]]:
+    """The metrics of `model` on each validation split; `args` need the `evaluation_arguments` of the task."""
+    found = {}
+    for split in task.validation:
+        rows = task.tokenize(data[split], tokenizer)
+        score = task.scorer(data[split], rows)
+
+        def keep(prediction: EvalPrediction, split=split, score=score) -> dict[str, float]:
+            found[split] = score(prediction)
+            return found[split]
+
+        common = {"data_collator": task.collator(tokenizer), "processing_class": tokenizer, "compute_metrics": keep}
+        trainer = Trainer(model, args, eval_dataset=rows, **common)
+        trainer.evaluate()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 stays around its forward
+    return found
 
 
 def general_distillation(
@@ -159,6 +215,7 @@ def general_distillation(
     text: str = "text",
     max_length: int = 128,
     packed: bool = True,
+    mlm_probability: float = 0.15,
     **arguments,
 ) -> PreTrainedModel:
     """TinyBERT's first stage: intermediate layers of a pre-trained teacher on plain text, without masking or heads.
@@ -166,15 +223,26 @@ def general_distillation(
     `data` has a column `text`; a stream needs `max_steps`, and as many shards as there are processes for each to read
     its own. `packed` joins the texts, separated, and cuts them into sequences of `max_length` tokens; otherwise a text
     is a sequence, cut there. `sample`: sequences that `init="teacher"` reads. `arguments` are `DistillationArguments`.
-    The headless student is saved in `output_dir`; the same call goes on where it was stopped.
+    Where the losses read logits or labels, teacher and student are masked language models and `mlm_probability` of
+    the tokens is masked (BERT's 80/10/10). The student, otherwise headless, is saved in `output_dir`; the same call
+    goes on where it was stopped. Raises ValueError for a masked language model that lacks its head.
     """
     output_dir = Path(output_dir)
     order = {"train_sampling_strategy": "random"} if packed else {}  # equally long already
     arguments = {**COMMON, **order, "save_strategy": "steps", "loss_type": INTERMEDIATE_LOSSES, **arguments}
     settings = {"teacher": str(teacher), "init": init, "sample": sample, "text": text, "max_length": max_length}
     settings |= {"student": dict(student) if isinstance(student, Mapping) else str(student), "packed": packed}
-    _claim(output_dir, settings | {"arguments": arguments})
-    tokenizer, teacher_model = load_tokenizer(teacher), from_pretrained(AutoModel, teacher)
+    settings["mlm_probability"] = mlm_probability
+    claim(output_dir, settings | {"arguments": arguments})
+    masks = bool({"prediction", "task"} & {*arguments["loss_type"]})
+    model_class = AutoModelForMaskedLM if masks else AutoModel
+    tokenizer = load_tokenizer(teacher)
+    teacher_model, loading = from_pretrained(model_class, teacher, output_loading_info=True)
+    if masks and (missing := loading["missing_keys"]):
+        raise ValueError(
+            f"Teacher '{teacher}' is no masked language model, it lacks {sorted(missing)}: take the pre-trained one, "
+            "or leave 'prediction' and 'task' out of loss_type."
+        )
     with PartialState().main_process_first():
         rows = tokenize_text(data, tokenizer, text, max_length, packed)
     if isinstance(data, datasets.IterableDataset):
@@ -182,12 +250,14 @@ def general_distillation(
         rows, arguments = rows.repeat(None), {**arguments, "accelerator_config": {"dispatch_batches": False}}
     set_seed(arguments.get("seed", 42))
     if isinstance(student, Mapping):
-        first, init = list(rows.take(sample)), _start(init, output_dir)
+        first, init = list(rows.take(sample)), start_of(init, output_dir)
         model = create_student(teacher_model, **student, init=init, sample=first, processing_class=tokenizer)
     else:
-        model = from_pretrained(AutoModel, student)
+        model = from_pretrained(model_class, student)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
     options = {"train_dataset": rows, "processing_class": tokenizer, "teacher_model": teacher_model}
-    return _train(output_dir, model, arguments, data_collator=DataCollatorWithPadding(tokenizer), **options)[0]
+    options["data_collator"] = collator if masks else DataCollatorWithPadding(tokenizer)
+    return train_once(output_dir, model, arguments, **options)[0]
 
 
 def tokenize_text(
@@ -215,64 +285,3 @@ def tokenize_text(
 
     options = {} if isinstance(data, datasets.IterableDataset) else {"desc": "Tokenising"}
     return data.map(cut, batched=True, remove_columns=columns, **options)
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if `folder` holds a run with other settings: it would go on from another student."""
-    path, text = folder / "settings.json", json.dumps(settings, indent=1, default=str)
-    if path.exists() and (before := json.loads(path.read_text())) != (now := json.loads(text)):
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        raise ValueError(f"{folder} holds a run with other {differing}: choose another output_dir or remove it.")
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def _train(
-    folder: Path,
-    model: PreTrainedModel,
-    arguments: Mapping[str, Any],
-    data_name: str | None = None,
-    augmentation: Mapping[str, Any] | None = None,
-    **options,
-) -> tuple[PreTrainedModel, TrainerState]:
-    """Train and save `model`, unless that is done; go on from the newest checkpoint that is whole."""
-    state = folder / "trainer_state.json"
-    if not state.exists():
-        args = DistillationArguments(str(folder), **arguments)
-        if args.load_best_model_at_end and args.save_total_limit == 1:
-            args.save_total_limit = 2  # or Trainer removes the last checkpoint in the end, where another is the best
-        trainer = DistillationTrainer(model, args, **options)
-        trainer.data_name, trainer.augmentation = data_name, augmentation
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-        trainer.save_model()
-        if not args.push_to_hub:  # save_model has
-            trainer.create_model_card()
-        if args.should_save:
-            checkpoint = get_last_checkpoint(folder)
-            if args.load_best_model_at_end:
-                type(model).from_pretrained(checkpoint).save_pretrained(f"{folder}_last")
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-        trainer.save_state()  # after all else: it says that this is done
-        PartialState().wait_for_everyone()
-    return type(model).from_pretrained(folder), TrainerState.load_from_json(str(state))
-
-
-def _start(init: str, *folders: Path) -> str:
-    """`init`, or "random" where one of the runs has begun: it has the weights, and a cut would be thrown away."""
-    begun = any((folder / "trainer_state.json").exists() or _last_checkpoint(folder) for folder in folders)
-    return "random" if begun else init
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint; one that was being written when its process was killed is removed."""
-    while folder.is_dir() and (checkpoint := get_last_checkpoint(folder)):
-        try:
-            TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))  # Trainer writes it last
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        else:
-            return checkpoint
-    return None

@@ -6,7 +6,8 @@ no code of ours; saving, best-model loading and the Hub see the student without 
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .activations import Activations
+from .layer_mapping import LayerMapping
 from .least_squares import Moments, ridge, write_linear
 from .losses import DistillationLoss
 
@@ -23,32 +26,44 @@ PROJECTIONS_FILE = f"{PROJECTIONS}.safetensors"
 
 
 class Projections(nn.Module):
-    """One linear map from the student's D to the teacher's for each loss that projects; its layers share it.
+    """One linear map from the student's D to a teacher's for each loss that projects; its layers share it.
 
-    `layers` is {loss name: student layers}, 0 being the embedding output.
+    `layers` is {loss name: pairs (student, teacher)} for each teacher, 0 being the embedding output. The maps to the
+    first teacher are named by the loss, those to the second `{loss}_teacher2`.
     """
 
-    def __init__(self, layers: dict[str, list[int]], student_width: int, teacher_width: int):
+    def __init__(self, layers: Sequence[dict[str, LayerMapping]], student_width: int, teacher_widths: Sequence[int]):
         super().__init__()
         self.layers = layers
-        for name in layers:
-            self.add_module(name, nn.Linear(student_width, teacher_width))
+        self.count = sum(len(pairs) for of_teacher in layers for pairs in of_teacher.values())
+        for teacher, width in enumerate(teacher_widths):
+            for loss in layers[teacher]:
+                self.add_module(_name(loss, teacher), nn.Linear(student_width, width))
 
     def forward(self, hidden_states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        """Every projected state, loss by loss in the order of `layers`."""
-        return tuple(getattr(self, name)(hidden_states[m]) for name, ms in self.layers.items() for m in ms)
+        """Every projected state: teacher by teacher, loss by loss, in the order of `layers`."""
+        return tuple(
+            getattr(self, _name(loss, teacher))(hidden_states[m])
+            for teacher, of_teacher in enumerate(self.layers)
+            for loss, pairs in of_teacher.items()
+            for m, _ in pairs
+        )
 
-    def split(self, projected: tuple[Tensor, ...]) -> dict[str, dict[int, Tensor]]:
-        """The output of `forward` as {loss name: {layer: (B, S, teacher's D)}}."""
+    def split(self, projected: tuple[Tensor, ...]) -> list[dict[str, dict[int, Tensor]]]:
+        """The output of `forward` as {loss name: {layer: (B, S, teacher's D)}} for each teacher."""
         states = iter(projected)
-        return {name: {m: next(states) for m in ms} for name, ms in self.layers.items()}
+        return [{loss: {m: next(states) for m, _ in pairs} for loss, pairs in of.items()} for of in self.layers]
 
     @torch.no_grad()
-    def fit(self, states: Iterable[tuple[str, Tensor, Tensor]]) -> None:
-        """Start at the least-squares maps of `states`: (loss name, the student's (N, D_s), the teacher's (N, D_t))."""
-        moments = {name: Moments() for name in self.layers}
-        for name, ours, theirs in states:
-            moments[name].add(ours, theirs)
+    def fit(self, states: Iterable[tuple[Sequence[Tensor], Sequence[Activations], Tensor | slice]]) -> None:
+        """Start at the least-squares maps of `states`: the student's, the teachers', and where tokens are real."""
+        moments = defaultdict(Moments)
+        for ours, teachers, real in states:
+            for k, (teacher, of_teacher) in enumerate(zip(teachers, self.layers, strict=True)):
+                for loss, pairs in of_teacher.items():
+                    for m, g in pairs:
+                        x, y = ours[m][real], teacher.hidden_states[g].to(ours[m].device)[real]
+                        moments[_name(loss, k)].add(x.flatten(0, -2), y.flatten(0, -2))
         for name, found in moments.items():
             write_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
 
@@ -81,6 +96,10 @@ class Projections(nn.Module):
             raise ValueError(f"{path} is corrupt or belongs to other losses or models: {error}") from error
 
 
+def _name(loss: str, teacher: int) -> str:
+    return loss if teacher == 0 else f"{loss}_teacher{teacher + 1}"
+
+
 def _append_projected_states(student: PreTrainedModel, args, outputs):
     hidden_states = outputs.get("hidden_states") if student.training else None
     if hidden_states:
@@ -99,7 +118,9 @@ def detached(student: nn.Module):
             student._modules[PROJECTIONS] = projections
 
 
-def projected_layers(losses: Iterable[DistillationLoss], layer_mapping, equal_widths: bool) -> dict[str, list[int]]:
-    """{loss name: student layers} for the losses that project."""
+def projected_layers(
+    losses: Iterable[DistillationLoss], layer_mapping: LayerMapping, equal_widths: bool
+) -> dict[str, LayerMapping]:
+    """{loss name: pairs (student, teacher)} for the losses that project."""
     projecting = [loss for loss in losses if loss.projects and (loss.projects_equal_widths or not equal_widths)]
-    return {loss.name: [m for m, _ in loss.hidden_layers(layer_mapping)] for loss in projecting}
+    return {loss.name: loss.hidden_layers(layer_mapping) for loss in projecting}

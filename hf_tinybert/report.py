@@ -28,9 +28,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import nested_concat
 
+from .activations import Logits
 from .comparison import compare
 from .compatibility import check_label_names
 from .export import export_onnx, load_onnx, quantize_onnx
+from .heads import is_masked_lm, is_multiple_choice, logits_of
 from .plots import plot_latency, save_png
 from .students import evaluation_mode
 from .teachers import forward_columns
@@ -109,7 +111,7 @@ class StudentReport:
     ) -> "StudentReport":
         """Run both models in every engine over `dataset`: tokenised rows with `labels`.
 
-        For heads with logits: classes of sequences or tokens, or regression. `compute_metrics` is Trainer's; more is
+        For heads of one class a sequence or token, or regression. `compute_metrics` is Trainer's; more is
         better. Rows of similar length go together. The engines take turns, batch by batch, then for the latency of
         `calls` single rows, spread evenly over the lengths. ONNX runs on the CPU in torch's number of threads and
         needs `pip install 'hf_tinybert[export]'`; torch runs where the models are, as they are. Raises ValueError
@@ -278,6 +280,13 @@ def _check(
 ) -> None:
     if not engines or set(engines) - set(ENGINES):
         raise ValueError(f"engines={engines!r} is not understood: give some of {ENGINES}.")
+    for model in (teacher, student):
+        if logits_of(model) is not Logits.CLASSES or is_masked_lm(model) or is_multiple_choice(model):
+            raise ValueError(
+                f"The report is of one class, or one score, a sequence or token, not of {type(model).__name__} with "
+                "spans, choices, masked tokens or multi-label logits: score it by Trainer.evaluate with the task's "
+                "scorer."
+            )
     if "labels" not in dataset.column_names or not len(dataset):
         raise ValueError(
             f"The report needs tokenised rows with a column 'labels'; there are {len(dataset)} with "
@@ -288,8 +297,6 @@ def _check(
         raise ValueError(f"The rows lack {missing}, which the ONNX graphs take: tokenise with processing_class.")
     if teacher.device != student.device:
         raise ValueError(f"Teacher on {teacher.device}, student on {student.device}: move both to the same device.")
-    if "multi_label_classification" in (teacher.config.problem_type, student.config.problem_type):
-        raise ValueError("The report does not cover multi-label heads: agreement and classes are of one label a row.")
     check_label_names(student.config.id2label, teacher.config.id2label, "student")
 
 

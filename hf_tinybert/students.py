@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -209,6 +210,8 @@ def _padded_batches(sample, processing_class, model: PreTrainedModel, batch_size
     accepted = inspect.signature(model.base_model.forward).parameters
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
     rows = [{name: list(row[name]) for name in names if name in row} for row in sample]
+    if rows and np.ndim(rows[0].get("input_ids", [])[:1]) == 2:  # multiple choice: every choice is a row
+        rows = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
     if not rows or not all(row.get("input_ids") for row in rows):
         raise ValueError("sample holds no tokens: pass tokenised rows, each with a non-empty input_ids.")
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))

@@ -1,45 +1,39 @@
 """DistillationTrainer: transformers' Trainer with a teacher."""
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
 from .activations import Activations
 from .arguments import DistillationArguments
+from .batch_mean import BatchMeanTrainer
 from .capture import ActivationCapture
-from .compatibility import (
-    check_activations,
-    check_columns,
-    check_compatible,
-    check_finite,
-    check_mask,
-)
-from .hub import HubTrainer
+from .compatibility import check_activations, check_columns, check_compatible, check_mask
+from .ensemble import about_teacher, normalised
 from .layer_mapping import map_layers
-from .lineage import describe_data, describe_stage, hub_ids, lineage_of, recorded, resume
+from .lineage import describe_data, describe_stage, describe_teacher, recorded, resume
+from .logit_cache import pad_logits
 from .losses import DistillationLoss
-from .model_card import extend_card, final_evaluation
+from .objective import Objective, layers_read
 from .projections import PROJECTIONS, Projections, detached, projected_layers
-from .teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, forward_columns, freeze, load_teacher
+from .teachers import TEACHER_LOGITS, TEACHER_ROW, Ensemble, Teacher, checked, forward_columns, freeze, load_teacher
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that keeps the teacher's activations is won back after one (MiniLM-L6 on CoLA)
 
 
-class DistillationTrainer(HubTrainer):
+class DistillationTrainer(BatchMeanTrainer):
     """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without one it is Trainer.
 
-    - `teacher_model`: a model, a Hub id or a local path; frozen, in eval mode, never saved.
+    - `teacher_model`: a model, a Hub id or a local path, or a list of them (`teacher_weights`, `teacher_logits`); each
+      is frozen, in eval mode, never saved, and has its own layer mapping and projections.
     - `losses`: loss modules; None builds them from `args` (`DistillationArguments`).
     - Every loss is the mean over examples of the whole accumulated and global batch; the log has each, before its
       weight, as `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone.
@@ -51,10 +45,7 @@ class DistillationTrainer(HubTrainer):
     Raises ValueError or TypeError, before any training, where student, teacher and losses do not fit.
     """
 
-    data_name: str | None = None
     augmentation: Mapping[str, Any] | None = None
-    report = None
-    losses: Sequence[DistillationLoss] = ()
     _running: contextlib.ExitStack | None = None
     _projections: Projections | None = None
 
@@ -73,7 +64,7 @@ class DistillationTrainer(HubTrainer):
         optimizers=(None, None),
         optimizer_cls_and_kwargs=None,
         preprocess_logits_for_metrics=None,
-        teacher_model: PreTrainedModel | str | None = None,
+        teacher_model: PreTrainedModel | str | Sequence[PreTrainedModel | str] | None = None,
         losses: Sequence[DistillationLoss] | None = None,
     ):
         distils = teacher_model is not None or bool(losses)
@@ -81,8 +72,12 @@ class DistillationTrainer(HubTrainer):
             args = DistillationArguments(output_dir="tmp_trainer")
         if distils and not isinstance(args, DistillationArguments):
             raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
-        if isinstance(teacher_model, str):
-            teacher_model = load_teacher(teacher_model)
+        given = list(teacher_model) if isinstance(teacher_model, list | tuple) else [teacher_model]
+        teachers = [
+            load_teacher(each, processing_class) if isinstance(each, str) else each
+            for each in given
+            if each is not None
+        ]
         super().__init__(
             model=model,
             args=args,
@@ -98,22 +93,31 @@ class DistillationTrainer(HubTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.teacher_model = teacher_model
+        self.teacher_models = teachers
         self._check_bar()
         if not distils:
             return
         self.losses = self.args.build_losses() if losses is None else list(losses)
-        self.layer_mapping = []
         cached_logits = TEACHER_LOGITS in (getattr(train_dataset, "column_names", None) or ())
-        check_compatible(self.model, teacher_model, self.losses, cached_logits)
         if self.args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
+        if self.args.balance_losses and self._shards_itself:
+            raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
+        if len({id(teacher) for teacher in teachers}) < len(teachers):
+            raise ValueError("teacher_model has the same model twice: give it a larger weight in teacher_weights.")
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
-        if teacher_model is not None:
-            depths = self.model.config.num_hidden_layers, teacher_model.config.num_hidden_layers
-            self.layer_mapping = map_layers(self.args.layer_mapping, *depths)
-            freeze(teacher_model, self.args.device)
-            self._measure_teacher()
+        self.teacher_weights = normalised(self.args.teacher_weights, len(teachers)) if teachers else [1.0]
+        self.layer_mappings = [] if teachers else [[]]
+        for number, teacher in enumerate(teachers, start=1):
+            with about_teacher(number, len(teachers)):
+                check_compatible(self.model, teacher, self.losses, cached_logits)
+                depths = self.model.config.num_hidden_layers, teacher.config.num_hidden_layers
+                self.layer_mappings.append(map_layers(self.args.layer_mapping, *depths))
+                freeze(teacher, self.args.device)
+        if not teachers:
+            check_compatible(self.model, None, self.losses, cached_logits)
+        self._objective = Objective(self.losses, self.args.loss_schedules, self.teacher_weights, self.layer_mappings)
+        self._measure_teachers()
 
     # ---- The time in which student and teacher are set up to be read ----
 
@@ -145,8 +149,7 @@ class DistillationTrainer(HubTrainer):
             return optimizer
         # each attempt of auto_find_batch_size begins here
         self._student.config.distillation["stages"][-1]["batch_size"] = self.get_total_train_batch_size(self.args)
-        self._components.clear()
-        self._components_since = None
+        self._objective.restart()
         if self._projections is not None and not self._shards_itself:
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             missing = [parameter for parameter in self._projections.parameters() if id(parameter) not in held]
@@ -157,46 +160,51 @@ class DistillationTrainer(HubTrainer):
     def _set_up(self, student: PreTrainedModel) -> None:
         if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
             raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        if TEACHER_LOGITS in (getattr(self.train_dataset, "column_names", None) or ()):
+            self._running.callback(setattr, self, "data_collator", self.data_collator)
+            self.data_collator = pad_logits(self.data_collator)
+        pairs = [layers_read(self.losses, mapping) for mapping in self.layer_mappings]
+        self._record(student, pairs)
         reads = frozenset().union(*(loss.reads for loss in self.losses))
-        attentions = [pair for loss in self.losses for pair in loss.attention_layers(self.layer_mapping)]
-        hidden_states = [pair for loss in self.losses for pair in loss.hidden_layers(self.layer_mapping)]
-        student_layers, teacher_layers = (
-            [[pair[side] for pair in pairs] for pairs in (attentions, hidden_states)] for side in (0, 1)
-        )
-        self._record(student, [*attentions, *hidden_states])
-        self._student_capture = ActivationCapture(student, *student_layers, "values" in reads)
+        layers = [[m for of_teacher in kind for m, _ in of_teacher] for kind in zip(*pairs, strict=True)]
+        self._student_capture = ActivationCapture(student, *layers, "values" in reads)
         self._running.enter_context(self._student_capture.enabled())
-        self._teacher = None
-        if self.teacher_model is not None:
-            capture = ActivationCapture(self.teacher_model, *teacher_layers, "values" in reads, "logits" not in reads)
-            self._running.enter_context(capture.enabled())
-            compiles = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
-            compiles = compiles if self.args.torch_compile else None
-            autocast = self.accelerator.autocast  # as Accelerate does for the student
-            self._teacher = Teacher(self.teacher_model, capture, "logits" in reads, autocast, compiles)
-        widths = [model.config.hidden_size for model in (student, self.teacher_model) if model is not None]
-        projected = projected_layers(self.losses, self.layer_mapping, len(set(widths)) == 1)
-        if projected:
+        compiles = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+        compiles = compiles if self.args.torch_compile else None
+        autocast = self.accelerator.autocast  # as Accelerate does for the student
+        teachers = []
+        for model, of_teacher in zip(self.teacher_models, pairs, strict=False):
+            layers = [[g for _, g in kind] for kind in of_teacher]
+            teachers.append(Teacher(model, reads, *layers, autocast, compiles))
+            self._running.enter_context(teachers[-1].capture.enabled())
+        self._teachers = Ensemble(teachers, self.teacher_weights, self.args.teacher_logits)
+        width, widths = student.config.hidden_size, [model.config.hidden_size for model in self.teacher_models]
+        mapped = zip(self.layer_mappings, widths, strict=False)
+        projected = [projected_layers(self.losses, mapping, width == theirs) for mapping, theirs in mapped]
+        if any(projected):
             if self._projections is None:
-                self._projections = Projections(projected, *widths).to(student.device, student.dtype)
+                self._projections = Projections(projected, width, widths).to(student.device, student.dtype)
                 self._projections.fit(self._first_states(student))
             self._running.enter_context(self._projections.attached(student))
-        if self.args.teacher_cache_gb and self._teacher is not None and self._teacher.captures:
+        if self.args.teacher_cache_gb:
             self._keep_teacher_activations()
         self._first_step = True
-        self._num_examples = self._num_labels = None
-        self._components, self._components_since = defaultdict(float), None
+        self._objective.restart()
+        self._objective.factors = {}
 
-    def _record(self, student: PreTrainedModel, layers: list[tuple[int, int]]) -> None:
-        teacher = None if self.teacher_model is None else self.teacher_model.config
+    def _record(self, student: PreTrainedModel, pairs) -> None:
+        teachers = [
+            describe_teacher(model and model.config, chain(*read), weight)
+            for model, read, weight in zip(self.teacher_models or [None], pairs, self.teacher_weights, strict=True)
+        ]
         data = describe_data(self.train_dataset, self.data_name)
         batch_size = self.get_total_train_batch_size(self.args)
-        stage = describe_stage(self.losses, layers, teacher, self.args, data, self.augmentation, batch_size)
+        stage = describe_stage(self.losses, teachers, self.args, data, self.augmentation, batch_size)
         self._running.enter_context(recorded(student.config, stage))
 
     @torch.no_grad()
-    def _first_states(self, student: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """States of student and teacher on the first training rows, as `Projections.fit` takes them.
+    def _first_states(self, student: PreTrainedModel) -> Iterator[tuple[Any, list[Activations], Any]]:
+        """Hidden states of student and teachers on the first training rows, as `Projections.fit` takes them.
 
         Every rank reads the same rows, so that any number of processes starts from the same projections.
         """
@@ -206,17 +214,13 @@ class DistillationTrainer(HubTrainer):
         student.eval()
         while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
             inputs = collate(batch)
-            teacher = self._teacher.run(inputs)
-            check_finite(teacher)
+            teachers = self._teachers.run(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
             states = student(**inputs, **self._student_capture.forward_arguments).hidden_states
-            mask = inputs.get("attention_mask")
-            real = slice(None) if mask is None else mask.bool()
-            for loss in self.losses:
-                for m, g in loss.hidden_layers(self.layer_mapping) if loss.name in self._projections.layers else []:
-                    ours, theirs = states[m][real], teacher.hidden_states[g].to(student.device)[real]
-                    yield loss.name, ours.flatten(0, -2), theirs.flatten(0, -2)
-            tokens += ours.numel() // ours.shape[-1]
+            real = inputs["attention_mask"].flatten(0, -2).bool() if "attention_mask" in inputs else slice(None)
+            yield states, teachers, real
+            hidden = next(state for state in states if state is not None)
+            tokens += hidden[real].numel() // hidden.shape[-1]
 
     @property
     def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
@@ -227,9 +231,10 @@ class DistillationTrainer(HubTrainer):
     def _keep_teacher_activations(self) -> None:
         rows, args = self.train_dataset, self.args
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epochs = args.max_steps * batch / len(rows) if args.max_steps > 0 else args.num_train_epochs
+        by_steps = args.max_steps > 0 and has_length(rows)
+        epochs = args.max_steps * batch / len(rows) if by_steps else args.num_train_epochs
         worthwhile = epochs >= WORTHWHILE_EPOCHS
-        self.train_dataset = self._teacher.keep(rows, self._collate, args.teacher_cache_gb, worthwhile)
+        self.train_dataset = self._teachers.keep(rows, self._collate, args.teacher_cache_gb, worthwhile)
         self._running.callback(setattr, self, "train_dataset", rows)
 
     # ---- The loss ----
@@ -239,46 +244,39 @@ class DistillationTrainer(HubTrainer):
         if self._running is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         check_mask(inputs, self.model.config.pad_token_id)
-        if self._teacher is None:
-            teacher = Activations(logits=inputs.get(TEACHER_LOGITS))
-        else:
-            if self._first_step:
-                check_columns(self._teacher.columns, self.train_dataset, inputs)
-            teacher = self._teacher.read(inputs, check=self._first_step)
-        outputs, student = self._student_forward(model, inputs, num_items_in_batch)
         if self._first_step:
-            check_activations(self.losses, student, teacher)
-            teacher = self._lower_teacher(inputs, student, teacher)
+            check_columns(self._teachers.columns, self.train_dataset, inputs)
+        teachers = self._teachers.read(inputs, check=self._first_step)
+        outputs, students = self._student_forward(model, inputs, num_items_in_batch)
+        if self._first_step:
+            for number, pair in enumerate(zip(students, teachers, strict=True), start=1):
+                with about_teacher(number, len(teachers)):
+                    check_activations(self.losses, *pair)
+            teachers = self._lower_teachers(inputs, students, teachers)
             self._first_step = False
-        total = 0.0
-        for loss in self.losses:
-            value = loss(student, teacher, self.layer_mapping)
-            if value.dim():  # DDP averages over ranks what is to be a mean over all their examples
-                examples = self._num_examples if self._num_examples is not None else len(value)
-                value = value.sum() * (self.accelerator.num_processes / examples)
-            self._components[loss.name] += value.detach()
-            total = total + loss.weight * value
+        values = self._objective.values(students, teachers, self._mean_of(inputs))
+        if self.args.balance_losses and not self._objective.factors:
+            self._objective.balance(values, self._student, self._mean_over_ranks)
+            self._student.config.distillation["stages"][-1]["loss_factors"] = self._objective.factors
+        total = self._objective.total(values, self.state.global_step / self.state.max_steps)
         return (total, outputs) if return_outputs else total
 
     @torch.no_grad()
-    def _lower_teacher(self, inputs: dict[str, Any], student: Activations, teacher: Activations) -> Activations:
-        """Bring the teacher to `teacher_dtype` and log by what share of it each loss of these rows changes."""
+    def _lower_teachers(self, inputs, students: list[Activations], teachers: list[Activations]) -> list[Activations]:
+        """Bring the teachers to `teacher_dtype` and log by what share of it each loss of these rows changes."""
         dtype = getattr(torch, self.args.teacher_dtype or "", None)
-        if self._teacher is None or self._teacher.cache or dtype in (None, self.teacher_model.dtype):
-            return teacher
-        self.teacher_model.to(dtype)
-        lowered = self._teacher.read(inputs)
-        check_finite(lowered)
-        errors = {}
-        for loss in self.losses:
-            before, after = (loss(student, of, self.layer_mapping).mean() for of in (teacher, lowered))
-            errors[f"{loss.name}_loss_dtype_error"] = abs(after / before - 1).item()
-        self.log(errors)
+        if dtype is None or not self._teachers.lower(dtype):
+            return teachers
+        lowered = checked(self._teachers.read(inputs))
+        mean = self._mean_of(inputs)
+        before, after = (self._objective.values(students, of, mean) for of in (teachers, lowered))
+        self.log({f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before})
         return lowered
 
     def _student_forward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch
-    ) -> tuple[Any, Activations]:
+    ) -> tuple[Any, list[Activations]]:
+        """The student's outputs, and its activations as each teacher sees them: in projections to that one's width."""
         capture = self._student_capture
         mask = inputs.get("attention_mask")
         if mask is not None and mask.device.type == "cpu" and mask.all():  # elsewhere asking would mean waiting
@@ -287,49 +285,19 @@ class DistillationTrainer(HubTrainer):
         loss = None
         with capture.recording() as scores:
             if any("loss" in loss.reads for loss in self.losses):
-                loss, outputs = self._task_loss(model, inputs, num_items_in_batch)
+                loss, outputs = self._label_loss(model, inputs, num_items_in_batch)
             else:
                 outputs = model(**{name: value for name, value in inputs.items() if name not in self.label_names})
-        activations = capture.read(outputs, mask, scores, loss)
-        if self._projections is not None:
-            count = sum(map(len, self._projections.layers.values()))
-            activations.projected_states = self._projections.split(outputs["hidden_states"][-count:])
-        return outputs, activations
-
-    def _task_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch) -> tuple[Tensor, Any]:
-        """Trainer's label loss as a mean over all labels of the accumulated and global batch.
-
-        Sequence classification heads accept `num_items_in_batch` and ignore it (their loss comes out too large by the
-        number of accumulation steps), so the mean of this micro-batch is weighted here by its share of the labels.
-        """
-        if self.compute_loss_func is not None:
-            return super().compute_loss(model, inputs, True, num_items_in_batch)
-        labels = _count_labels(inputs)
-        loss, outputs = super().compute_loss(model, inputs, True, None)
-        total = self._num_labels if self._num_labels is not None else labels
-        share = self.accelerator.num_processes * labels / total
-        return torch.where(torch.as_tensor(labels > 0, device=loss.device), loss * share, 0.0), outputs
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Trainer's, and the numbers of examples and labels of the accumulated batch over all ranks."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._running is not None:
-            counts = sum(map(find_batch_size, batch_samples)), sum(map(_count_labels, batch_samples))
-            if self.args.world_size > 1:
-                counts = torch.stack([torch.as_tensor(count, device=device) for count in counts])
-                counts = self.accelerator.reduce(counts, "sum")
-            self._num_examples, self._num_labels = counts
-        return batch_samples, num_items_in_batch
+        activations = capture.read(outputs, mask, scores, loss, inputs.get("labels"))
+        if self._projections is None:
+            return outputs, [activations] * len(self.layer_mappings)
+        projected = self._projections.split(outputs["hidden_states"][-self._projections.count :])
+        return outputs, [replace(activations, projected_states=states) for states in projected]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log with `{name}_loss` of each loss beside `loss`: means over the steps since the last log."""
-        if "loss" in logs and self._running is not None and self._components:
-            values = torch.stack([torch.as_tensor(value) for value in self._components.values()])
-            steps = self.state.global_step - (self._components_since or self._initial_global_step)
-            values = (self.accelerator.reduce(values, "mean") / max(steps, 1)).tolist()
-            logs |= {f"{name}_loss": value for name, value in zip(self._components, values, strict=True)}
-            self._components.clear()
-            self._components_since = self.state.global_step
+        if "loss" in logs and self._running is not None:
+            logs |= self._objective.means(self.state.global_step, self._initial_global_step, self._mean_over_ranks)
         super().log(logs, start_time)
 
     # ---- Inputs: the student's, and what only the teacher takes ----
@@ -337,20 +305,18 @@ class DistillationTrainer(HubTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.losses:
-            ours = [
-                TEACHER_LOGITS,
-                TEACHER_ROW,
-                *(forward_columns(self.teacher_model) if self.teacher_model is not None else []),
-            ]
+            ours = [TEACHER_LOGITS, TEACHER_ROW, *self._teacher_columns]
             self._signature_columns += [c for c in ours if c not in self._signature_columns]
+
+    @property
+    def _teacher_columns(self) -> set[str]:
+        return set().union(*map(forward_columns, self.teacher_models))
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
         if not self.losses:
             return inputs
-        teacher_only = {TEACHER_LOGITS, TEACHER_ROW}
-        if self.teacher_model is not None:
-            teacher_only |= set(forward_columns(self.teacher_model)) - set(forward_columns(self._student))
+        teacher_only = {TEACHER_LOGITS, TEACHER_ROW} | self._teacher_columns - set(forward_columns(self._student))
         return {name: value for name, value in inputs.items() if name not in teacher_only}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -358,10 +324,6 @@ class DistillationTrainer(HubTrainer):
         return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     # ---- Checkpoints: the student as it is, projections beside it ----
-
-    @property
-    def _student(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def _shards_itself(self) -> bool:
@@ -382,7 +344,8 @@ class DistillationTrainer(HubTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._running is not None:
-            resume(self._student.config, resume_from_checkpoint)
+            stage = resume(self._student.config, resume_from_checkpoint)
+            self._objective.factors = stage.get("loss_factors", {})
         if self._running is None or self._projections is None or self._shards_itself:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with detached(self._student):
@@ -392,25 +355,3 @@ class DistillationTrainer(HubTrainer):
     def _load_best_model(self) -> None:
         with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
             super()._load_best_model()
-
-    # ---- The model card ----
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Trainer's, extended with lineage and `report` (`extend_card`) where there are losses."""
-        student, path = self._student, Path(self.args.output_dir, "README.md")
-        lineage = lineage_of(student.config) if self.losses else None
-        if lineage and not student.config._name_or_path:  # the licence is then the teacher's
-            kwargs.setdefault("finetuned_from", next(iter(hub_ids(lineage)), None))
-        super().create_model_card(*args, **kwargs)
-        if lineage is None or not self.is_world_process_zero():
-            return
-        best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
-        scores = final_evaluation(self.state, best_step), describe_data(self.eval_dataset, self.data_name)
-        with detached(student):
-            extend_card(ModelCard.load(path), student, self.report, *scores, self.hub_model_id).save(path)
-
-
-def _count_labels(batch: dict[str, Any]) -> Tensor | int:
-    """Labels that count in the label loss; examples where the labels have other names (start and end positions)."""
-    labels = batch.get("labels")
-    return find_batch_size(batch) if labels is None else (labels != -100).sum()

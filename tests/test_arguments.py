@@ -34,12 +34,15 @@ def test_heads_are_those_of_the_losses(tmp_path):
 
 def test_from_the_command_line(tmp_path):
     flags = ["--output_dir", str(tmp_path), "--loss_type", "task", "prediction", "--loss_weights", "0.25", "2"]
+    flags += ["--teacher_weights", "1", "3", "--loss_schedules", "linear_growth", "linear_decay", "--balance_losses"]
     flags += ["--temperature", "3", "--layer_mapping", "3,6,9,12", "--learning_rate", "1e-4"]
     (args,) = HfArgumentParser(DistillationArguments).parse_args_into_dataclasses(flags)
     task, prediction = args.build_losses()
     assert isinstance(task, TaskLoss)
     assert (task.weight, prediction.weight, prediction.temperature) == (0.25, 2.0, 3.0)
     assert (args.layer_mapping, args.learning_rate) == ("3,6,9,12", 1e-4)
+    assert (args.teacher_weights, args.teacher_logits, args.balance_losses) == ([1.0, 3.0], "mean", True)
+    assert args.loss_schedules == ["linear_growth", "linear_decay"]
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])
@@ -61,6 +64,8 @@ def test_from_a_file(tmp_path, kind):
         ({"loss_type": ["hidden", "hidden"]}, "at most once"),
         ({"loss_type": []}, "loss_type"),
         ({"loss_weights": [1.0]}, "1 numbers for 4 losses"),
+        ({"loss_schedules": ["constant", "step"]}, "loss_schedules has .'step'.: .*linear_decay"),
+        ({"balance_losses": True, "torch_compile": True}, r"balance_losses .*torch_compile"),
         ({"attention_heads": "sum"}, "attention_heads='sum'.*equal, mean"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},

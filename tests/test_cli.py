@@ -116,7 +116,7 @@ def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
     assert run("distill", *flags) == 0
     assert seen[0] == seen[1]
     (positional, options) = seen[0]
-    assert positional == ("teacher", "run")
+    assert positional == (["teacher"], "run")
     assert options["student"] == {
         "num_hidden_layers": 2,
         "hidden_size": 16,

@@ -4,13 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import VOCAB, bert_config, build, pad, rows
+from conftest import VOCAB, bert_config, build, pad, rows, word_tokenizer
 from training import arguments, distil
-from transformers import (
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertModel,
-)
+from transformers import BertForSequenceClassification, BertModel, BertTokenizer
 from transformers.masking_utils import AttentionMaskInterface
 
 from hf_tinybert import (
@@ -36,7 +32,7 @@ def classifier(layers=2, width=16, seed=5, **changes):
         ({"vocab_size": VOCAB + 1}, "vocab_size is 51 and the teacher's 50.*create_student"),
         ({"id2label": {0: "positive", 1: "negative", 2: "neutral"}}, "labels are .*id2label"),
         ({"num_labels": 2, "id2label": None, "label2id": None}, "labels are .*id2label"),
-        ({"problem_type": "multi_label_classification"}, "multi-label"),
+        ({"problem_type": "multi_label_classification"}, "logits are labels, the teacher's classes"),
         ({"output_attentions": True}, "output_attentions of the student's config to False"),
         ({"output_hidden_states": True}, "output_hidden_states of the student's config to False"),
         ({"return_dict": False}, "return_dict of the student's config to True"),
@@ -55,7 +51,7 @@ def test_students_that_do_not_fit(tmp_path, teacher, change, message):
 @pytest.mark.parametrize("name", ["attention", "attention_kl", "minilm"])
 def test_other_head_counts_are_refused_with_what_to_do(tmp_path, teacher, name):
     args = arguments(tmp_path, loss_type=[name])
-    with pytest.raises(ValueError, match=f"and the {name} loss .*attention_heads='mean'.*'relation' loss"):
+    with pytest.raises(ValueError, match=f"{name} loss .*drop '{name}'.*'relation' loss.*attention_heads='mean'"):
         DistillationTrainer(classifier(heads=2), args, pad, rows(8), teacher_model=teacher)
 
 
@@ -187,11 +183,6 @@ def test_a_teacher_column_that_was_dropped(tmp_path, student, teacher):
 def test_missing_labels_and_missing_logits(tmp_path, student, teacher):
     with pytest.raises(ValueError, match="did not return a loss"):
         distil(tmp_path, student, teacher, [TaskLoss()], rows(8).remove_columns("labels"))
-    spans = {"id2label": {0: "start", 1: "end"}}
-    answers = [build(BertForQuestionAnswering, bert_config(layers, 16, **spans), layers) for layers in (2, 4)]
-    data = rows(8).remove_columns("labels")
-    with pytest.raises(ValueError, match="prediction loss needs logits"):
-        distil(tmp_path, *answers, [PredictionLoss()], data)
     base = build(BertModel, bert_config(4, 32), 1)
     with pytest.raises(ValueError, match="prediction loss needs logits"):
         distil(tmp_path, student, base, [PredictionLoss()])
@@ -223,3 +214,16 @@ def test_a_loss_of_ones_own(tmp_path, student, teacher):
     assert logs[-1]["own_loss"] < logs[0]["own_loss"]
     assert logs[0]["loss"] == pytest.approx(0.5 * logs[0]["own_loss"])
     assert "distillation_projections.own.weight" in gradients[0]
+
+
+def test_a_teacher_with_other_tokens_is_refused(tmp_path, student, teacher):
+    ours = word_tokenizer(tmp_path)
+    theirs = BertTokenizer(vocab={piece: -index % len(ours) for piece, index in ours.get_vocab().items()})
+    teacher.save_pretrained(tmp_path / "teacher")
+    given = {"processing_class": ours, "teacher_model": str(tmp_path / "teacher")}
+    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)  # it has no tokenizer to compare with
+    theirs.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"have another id.*trim_vocabulary"):
+        DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)
+    ours.save_pretrained(tmp_path / "teacher")
+    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)

@@ -1,21 +1,28 @@
 """`diagnose` on set-ups that users file as issues: each named in one line, with what to change."""
 
+from itertools import chain
+
+import numpy as np
 import pytest
 import torch
 from conftest import LABELS, WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
+    BertTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
 
-from hf_tinybert import Task
+from hf_tinybert import MultipleChoice, QuestionAnswering, TextClassification, TokenClassification
 from hf_tinybert.doctor import diagnose, to_table
 
 SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-TASK = Task("films", ("text",), tuple(LABELS.values()))
+TASK = TextClassification("films", ("text",), tuple(LABELS.values()))
 
 
 def data(count: int = 40, words: int = 6) -> DatasetDict:
@@ -65,6 +72,44 @@ def test_a_teacher_without_a_head_is_no_failure(setup):
     found = setup(BertModel)
     assert all(passed for passed, _ in found.values())
     assert "fine-tuned first" in found["teacher"][1]
+
+
+TEXTS = data()["train"]["text"]
+OTHER_TASKS = {
+    "spans": (
+        BertForQuestionAnswering,
+        QuestionAnswering("questions"),
+        {
+            "id": [str(i) for i in range(40)],
+            "question": TEXTS,
+            "context": TEXTS,
+            "answers": [{"text": [text.split()[0]], "answer_start": [0]} for text in TEXTS],
+        },
+    ),
+    "tokens": (
+        BertForTokenClassification,
+        TokenClassification("tags", labels=tuple(LABELS.values())),
+        {"tokens": [text.split() for text in TEXTS], "ner_tags": [[2] * len(text.split()) for text in TEXTS]},
+    ),
+    "choices": (
+        BertForMultipleChoice,
+        MultipleChoice("endings", ("text",)),
+        {"text": TEXTS, "choices": [["good", "a bad film", "dull"]] * 40, "label": [1] * 40},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TASKS)
+def test_other_tasks(setup, tmp_path, kind):
+    head, task, columns = OTHER_TASKS[kind]
+    rows = Dataset.from_dict(columns)
+    options = {} if kind == "tokens" else {"teacher": {"id2label": None, "label2id": None}}
+    found = setup(head, task, DatasetDict(train=rows, validation=rows), **options)
+    assert [finding for passed, finding in found.values() if not passed] == []
+    assert "prediction_loss" in found["dry steps"][1]
+    ids = task.tokenize(rows, word_tokenizer(tmp_path))["input_ids"]
+    ids = list(chain.from_iterable(ids)) if kind == "choices" else ids
+    assert found["lengths"][1].startswith(f"{np.median([len(row) for row in ids]):.0f} tokens at the median")
 
 
 def small_vocabulary(folder):
@@ -117,6 +162,20 @@ def test_broken_set_ups(setup, case, monkeypatch):
 def test_a_student_of_another_vocabulary(setup, tmp_path):
     found, line = failure(setup(student=small_vocabulary(tmp_path / "student")))
     assert (found, "vocab_size is 30" in line) == ("vocabularies", True)
+
+
+def test_a_student_of_other_tokens(setup, tmp_path):
+    """As many embeddings as the teacher has, for the same pieces in another order."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    tokenizer = word_tokenizer(folder)
+    pieces = sorted(tokenizer.get_vocab())
+    BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}).save_pretrained(folder)
+    build(BertForSequenceClassification, bert_config(2, 16, vocab_size=len(pieces))).save_pretrained(folder)
+    found, line = failure(setup(student=str(folder)))
+    assert (found, "swap_vocabulary" in line) == ("vocabularies", True)
+    tokenizer.save_pretrained(folder)
+    assert all(passed for passed, _ in setup(student=str(folder)).values())
 
 
 def test_a_student_that_is_nowhere(hub, setup):

@@ -16,6 +16,7 @@ from conftest import LABELS, VOCAB, bert_config, build, word_tokenizer
 from training import launch
 from transformers import (
     AutoModelForSequenceClassification,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
@@ -67,6 +68,7 @@ def random_inputs(names, batch, length):
     [
         (DistilBertForSequenceClassification, {"hidden_dim": 64}, ["logits"]),
         (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
+        (BertForMultipleChoice, {}, ["logits"]),
         pytest.param(BertModel, {}, ["last_hidden_state", "pooler_output"], marks=pytest.mark.slow),
         pytest.param(RobertaForMaskedLM, {"pad_token_id": 0}, ["logits"], marks=pytest.mark.slow),
         pytest.param(ElectraForTokenClassification, {"embedding_size": 16}, ["logits"], marks=pytest.mark.slow),
@@ -88,14 +90,21 @@ def test_architectures_and_heads_at_any_shape(tmp_path, model_class, config, out
     names = [value.name for value in session.get_inputs()]
     assert ("token_type_ids" in names) == (not model_class.__name__.startswith(("DistilBert", "ModernBert")))
     assert set(transformers.AutoTokenizer.from_pretrained(path.parent)("good")) == set(names)
+    serve, choices = load_onnx(path), 3
     for batch, length in [(1, 1), (1, 60), (4, 7), (3, 60)]:
         inputs = random_inputs(names, batch, length)
+        if model_class is BertForMultipleChoice:
+            choices += 1
+            inputs = random_inputs(names, batch * choices, length)
+            inputs = {name: value.reshape(batch, choices, length) for name, value in inputs.items()}
         with torch.no_grad():
             expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-        for name, value in zip(outputs, session.run(None, inputs), strict=True):
+        found = session.run(None, inputs)
+        np.testing.assert_array_equal(serve(inputs), np.stack(found, -1) if "start_logits" in outputs else found[0])
+        for name, value in zip(outputs, found, strict=True):
             want = expected[name].numpy()
             assert value.shape == want.shape
-            if name != "pooler_output" and model_class is not DistilBertForSequenceClassification:
+            if want.shape[:2] == (batch, length):
                 real = inputs["attention_mask"] == 1
                 value, want = value[real], want[real]
             np.testing.assert_allclose(value, want, atol=1e-5 * np.abs(want).max())

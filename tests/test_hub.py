@@ -354,6 +354,18 @@ def test_pushes_begin_when_the_newest_evaluation_reaches_the_bar(hub, barred, me
     assert hub.model("user/out").messages[-1] == "End of training"
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_the_bar_is_the_best_of_several_teachers(barred, teacher, metric):
+    right, worse = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    with torch.no_grad():
+        worse.classifier.weight.zero_()  # the same answer for every row
+    options = {"push_to_hub": False, "metric_for_best_model": metric}
+    alone, below = (barred(teacher_model=copy.deepcopy(each), **options).teacher_score for each in (right, worse))
+    assert (alone > below) == (metric == "accuracy")
+    for several in ([right, worse], [worse, right]):
+        assert barred(teacher_model=several, **options).teacher_score == pytest.approx(alone)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_measuring_the_teacher_changes_nothing_else(hub, barred, teacher, student, bf16):
     for module in student.modules():
@@ -365,7 +377,7 @@ def test_measuring_the_teacher_changes_nothing_else(hub, barred, teacher, studen
         trainer = barred(**models, push_to_hub_min_retained=bar, push_to_hub=False, bf16=bf16, max_steps=2)
         assert (trainer.teacher_score is None) == (bar is None)
         torch.testing.assert_close(
-            logits(trainer.teacher_model), before, rtol=0, atol=0
+            logits(trainer.teacher_models[0]), before, rtol=0, atol=0
         )  # no autocast stays around it
         trainer.train()
         runs.append(trainer.model.state_dict())

@@ -11,6 +11,10 @@ from hf_tinybert import map_layers
         ("uniform", 4, 12, [(1, 3), (2, 6), (3, 9), (4, 12)]),  # TinyBERT paper, section 4.2
         ("uniform", 6, 12, [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12)]),
         ("uniform", 4, 6, [(1, 2), (2, 3), (3, 5), (4, 6)]),
+        ("skip", 6, 12, [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]),  # PKD-Skip, Sun et al. (2019), section 3.2
+        ("skip", 4, 12, [(1, 3), (2, 6), (3, 9)]),
+        ("skip", 4, 6, [(1, 2), (2, 3), (3, 5)]),
+        ("skip", 3, 3, [(1, 1), (2, 2)]),
         ("top", 4, 12, [(1, 9), (2, 10), (3, 11), (4, 12)]),
         ("bottom", 4, 12, [(1, 1), (2, 2), (3, 3), (4, 4)]),
         ([3, 6, 9, 12], 4, 12, [(1, 3), (2, 6), (3, 9), (4, 12)]),
@@ -38,10 +42,12 @@ def test_uniform_ends_at_the_top_and_never_goes_back(student, teacher):
     [
         ("uniform", 13, "13 layers, the teacher 12"),
         ("top", 13, "not deeper"),
+        ("skip", 13, "not deeper"),
+        ("skip", 1, "only layer of the student: take 'top'"),
         ([3, 6, 9, 13], 4, r"\(4, 13\)"),
         ([(0, 3)], 4, r"\(0, 3\)"),
         ([3, 6], 4, "4 teacher layers"),
-        ("random", 4, "'uniform', 'top', 'bottom'"),
+        ("random", 4, "'uniform', 'skip', 'top', 'bottom', 4 teacher layers"),
         ([], 4, "not understood"),
         ("3,6,9,x", 4, "not understood"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from hf_tinybert.metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
+from hf_tinybert.metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, entities, entity_scores
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,3 +41,42 @@ def test_of_scores_with_ties(metric, reference, seed):
 def test_a_constant_prediction_is_worth_nothing(metric, labels):
     (value,) = metric().compute(predictions=[0, 0, 0], references=labels).values()
     assert value == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_labels(seed):
+    generator = np.random.default_rng(seed)
+    labels, predictions = (generator.random((2, 30, 4)) < 0.3).astype(int)
+    value = MicroF1().compute(predictions=predictions, references=labels)["micro_f1"]
+    assert value == pytest.approx(sklearn_metrics.f1_score(labels, predictions, average="micro"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "scores"),
+    [  # by conlleval and, to the same four digits, seqeval 1.2.2
+        ("B-A I-A O B-B", "B-A I-A O B-B", (1.0, 1.0, 1.0)),
+        ("B-A I-A O B-B", "B-A O O B-A", (0.0, 0.0, 0.0)),
+        ("O I-A I-A B-A I-B O", "O B-A I-A I-A I-B O", (0.5, 0.3333, 0.4)),
+        ("B-A B-A I-A I-B", "I-A I-A I-A B-B", (0.5, 0.3333, 0.4)),
+        ("I-A I-B B-B I-B I-A", "I-A B-B B-B B-B I-A", (0.6, 0.75, 0.6667)),
+        ("B-A I-A", "O O", (0.0, 0.0, 0.0)),
+        ("O O", "O O", (0.0, 0.0, 0.0)),
+    ],
+)
+def test_of_entities(wanted, found, scores):
+    values = entity_scores([["O"], found.split()], [["O"], wanted.split()])
+    assert tuple(values.values()) == pytest.approx(scores, abs=5e-5)
+    count = len(entities(wanted.split()))
+    assert entity_scores([found.split()], [wanted.split()], count + 2)["recall"] == pytest.approx(
+        scores[1] * count / (count + 2), abs=5e-5
+    )
+
+
+def test_entities_do_not_go_on_from_a_row_to_the_next():
+    assert entity_scores([["B-A"], ["I-A"]], [["B-A"], ["B-A"]])["f1"] == 1
+
+
+def test_entities_in_every_scheme():
+    wanted = {("A", 0, 2), ("A", 3, 3), ("B", 4, 4)}
+    for tags in ("B-A I-A I-A B-A B-B", "I-A I-A I-A B-A I-B", "B-A I-A E-A S-A S-B", "B-A I-A L-A U-A U-B"):
+        assert entities(tags.split()) == wanted

@@ -11,6 +11,7 @@ from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -242,6 +243,27 @@ def test_general_distillation_then_the_task(base, tmp_path):
         GLUE["sst2"], sentences(tmp_path), str(base), tmp_path / "task", student=tmp_path / "general", **QUICK
     )
     assert results["parameters"]["student"] < results["parameters"]["teacher"]
+
+
+def test_general_distillation_of_a_masked_language_model(base, tmp_path):
+    data, run = texts(), {"student": SIZE, "max_length": 12, "mlm_probability": 0.3, **QUICK}
+    run["loss_type"] = ["attention", "hidden", "embedding", "prediction"]
+    with pytest.raises(ValueError, match="no masked language model, it lacks"):
+        general_distillation(data, str(base), tmp_path / "headless", **run)
+    teacher = build(BertForMaskedLM, bert_config(4, 32, vocab_size=20)).eval()
+    teacher.save_pretrained(base)
+    general_distillation(data, str(base), tmp_path / "out", **run)
+    student, loading = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading.values())
+    assert student.config.hidden_size == 16
+    log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
+    assert {f"{name}_loss" for name in run["loss_type"]} <= set(log[0])
+
+    # the head is cut along with the rest: words that the teacher names are the student's from the start
+    start = general_distillation(data, str(base), tmp_path / "start", **run | {"learning_rate": 0.0, "max_steps": 1})
+    ids = torch.randint(5, 20, (32, 10), generator=torch.Generator().manual_seed(0))
+    found = [model.eval()(input_ids=ids).logits.argmax(-1) for model in (teacher, start)]
+    assert (found[0] == found[1]).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("streamed", [False, True])

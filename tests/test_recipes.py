@@ -247,3 +247,18 @@ def test_augmentation_benchmark_and_its_masked_lm(tmp_path):
     run(tmp_path, "benchmarks/augmentation.py", *flags)
     row = json.loads((tmp_path / "runs/augmentation.json").read_text())
     assert row["same variants"] == 1
+
+
+def test_ner(tmp_path):
+    for name in ("train", "valid", "test"):
+        lines = [f"{WORDS[i % 13]} NN {'B-LOC' if i % 13 == 3 else 'O'}" + "\n" * (i % 5 == 4) for i in range(60)]
+        (tmp_path / f"{name}.txt").write_text("-DOCSTART- -X- O\n\n" + "\n".join(lines))
+    printed = run(tmp_path, "ner.py", "--teacher", pretrained(tmp_path / "base"), "--data", ".", "--smoke")
+    results = json.loads((tmp_path / "runs/ner/results.json").read_text())
+    assert json.dumps(results, indent=1) in printed
+    assert results["rows"] == 12
+    assert set(results["student"]) == {"validation", "test"}
+    assert set(results["student"]["test"]) == {"accuracy", "precision", "recall", "f1", "score"}
+    config = json.loads((tmp_path / "runs/ner/student/config.json").read_text())
+    assert (config["architectures"], config["num_hidden_layers"]) == (["BertForTokenClassification"], 1)
+    assert config["id2label"] == {"0": "B-LOC", "1": "O"}

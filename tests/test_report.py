@@ -11,8 +11,11 @@ from conftest import bert_config, build, rows, word_tokenizer
 from datasets import Dataset
 from training import arguments
 from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertModel,
     DataCollatorForTokenClassification,
     Trainer,
 )
@@ -215,7 +218,15 @@ def test_refused(measure, teacher, config, edit, options):
 
 
 def test_heads_without_logits_are_refused(measure):
-    config = bert_config(2, 16, id2label={0: "start", 1: "end"}, label2id={"start": 0, "end": 1})
-    models = [build(BertForQuestionAnswering, config) for _ in range(2)]
-    with pytest.raises(ValueError, match=r"start_logits.*head with logits"):
+    models = [build(BertModel, bert_config(2, 16)) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"last_hidden_state.*head with logits"):
         measure(*models)
+
+
+@pytest.mark.parametrize("head", [BertForQuestionAnswering, BertForMultipleChoice, BertForMaskedLM])
+def test_heads_of_other_kinds_are_refused_before_anything_runs(measure, teacher, head):
+    model = build(head, bert_config(2, 16))
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it was run"))
+    for pair in ((model, model), (teacher, model)):  # windows of questions have no labels
+        with pytest.raises(ValueError, match=f"not of {head.__name__} with spans.*scorer"):
+            measure(*pair, rows(8).remove_columns("labels"))

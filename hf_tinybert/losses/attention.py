@@ -142,7 +142,7 @@ class AttentionLoss(DistillationLoss):
         self.dtype = dtype
         self.needs_equal_heads = heads == "equal"
 
-    def check_heads(self, student: int, teacher: int) -> None:
+    def check_heads(self, student: int, teacher: int, *widths: int) -> None:
         """Raise ValueError for differing counts, or with `heads="mean"` where neither is a multiple of the other."""
         super().check_heads(student, teacher)
         if max(student, teacher) % min(student, teacher):

@@ -44,8 +44,11 @@ class DistillationLoss(nn.Module):
         """Pairs (student, teacher) of the layers whose attention scores this loss reads, counted from 1."""
         return layer_mapping if "attentions" in self.reads else []
 
-    def check_heads(self, student: int, teacher: int) -> None:
-        """Raise ValueError where this loss cannot compare a model of `student` heads with one of `teacher` heads."""
+    def check_heads(self, student: int, teacher: int, *widths: int) -> None:
+        """Raise ValueError where this loss cannot compare a model of `student` heads with one of `teacher` heads.
+
+        `widths` are D of the student and of the teacher, where they are known.
+        """
         if self.needs_equal_heads:
             check_equal_heads(self.name, student, teacher)
 
@@ -66,9 +69,9 @@ def check_equal_heads(loss: str, student: int, teacher: int) -> None:
     if student != teacher:
         raise ValueError(
             f"The student has {student} attention heads and the teacher {teacher}, and the {loss} loss compares them "
-            f"head by head: build the student with num_attention_heads={teacher} (head sizes may differ), or take the "
-            "'attention' loss with attention_heads='mean', which averages groups of heads, or the 'relation' loss, "
-            "which takes any numbers."
+            f"head by head: build the student with num_attention_heads={teacher} (head sizes may differ). Or drop "
+            f"'{loss}' from loss_type and keep 'hidden', or take the 'relation' loss, which takes any numbers; the "
+            "'attention' loss with attention_heads='mean', averages of groups, scored lower than either (CoLA)."
         )
 
 

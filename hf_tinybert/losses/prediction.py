@@ -1,9 +1,10 @@
 """Prediction-layer distillation (TinyBERT paper, equation 10)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..activations import Activations
+from ..activations import Activations, Logits
 from ..layer_mapping import LayerMapping
 from .base import DistillationLoss, token_mean
 
@@ -21,10 +22,36 @@ def soft_cross_entropy(
     return token_mean(values, attention_mask) if values.dim() > 1 else values
 
 
-class PredictionLoss(DistillationLoss):
-    """Soft cross-entropy to the teacher's logits; for a regression head (C = 1) the squared distance to its score.
+def span_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, attention_mask: Tensor | None = None
+) -> Tensor:
+    """`soft_cross_entropy` over the real tokens, mean of the start's and the end's, (B,) in float32.
 
-    `temperature` t > 0, default 1 as in the paper. Raises ValueError otherwise.
+    Logits are (B, S, 2), of the start and the end of an answer; `attention_mask` is (B, S).
+    """
+    target, logits = (logits.float().mT / temperature for logits in (teacher_logits, student_logits))
+    if attention_mask is not None:
+        padding = ~attention_mask.bool()[:, None]
+        target, logits = (values.masked_fill(padding, torch.finfo(values.dtype).min) for values in (target, logits))
+    return soft_cross_entropy(logits, target)  # whose mean over tokens is the one over start and end here
+
+
+def soft_binary_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """−[p·log q + (1 − p)·log(1 − q)] with p = σ(z_T/t), q = σ(z_S/t), mean over the labels, (B,) in float32.
+
+    Logits are (B, C), of C labels that exclude each other in no way.
+    """
+    target = (teacher_logits.float() / temperature).sigmoid()
+    return F.binary_cross_entropy_with_logits(student_logits.float() / temperature, target, reduction="none").mean(-1)
+
+
+class PredictionLoss(DistillationLoss):
+    """Soft cross-entropy to the teacher's logits, in the form that the head calls for (`heads.Logits`).
+
+    Classes: `soft_cross_entropy`, of token classes its mean over real tokens, in masked language modelling over the
+    masked ones. Spans: `span_cross_entropy`. Several labels: `soft_binary_cross_entropy`. A regression head (C = 1):
+    the squared distance to the teacher's score. `temperature` t > 0, default 1 as in the paper. Raises ValueError
+    otherwise.
     """
 
     name = "prediction"
@@ -38,7 +65,17 @@ class PredictionLoss(DistillationLoss):
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """One value an example, (B,)."""
+        pair, mask = (student.logits, teacher.logits), student.attention_mask
+        if student.kind is Logits.POSITIONS:
+            return span_cross_entropy(*pair, self.temperature, mask)
+        if student.kind is Logits.LABELS:
+            return soft_binary_cross_entropy(*pair, self.temperature)
+        if student.logits_mask is not None:  # a tenth of the tokens, each with as many logits as the vocabulary
+            predicted = student.logits_mask.nonzero(as_tuple=True)
+            values = soft_cross_entropy(*(logits[predicted] for logits in pair), self.temperature)
+            every = values.new_zeros(student.logits_mask.shape).index_put(predicted, values)
+            return token_mean(every, student.logits_mask)
         if student.logits.shape[-1] == 1:  # a softmax over one class is constant and would train nothing
             squared = (student.logits.float() - teacher.logits.float()).square().squeeze(-1)
-            return token_mean(squared, student.attention_mask) if squared.dim() > 1 else squared
-        return soft_cross_entropy(student.logits, teacher.logits, self.temperature, student.attention_mask)
+            return token_mean(squared, mask) if squared.dim() > 1 else squared
+        return soft_cross_entropy(*pair, self.temperature, mask)

@@ -1,5 +1,7 @@
 """MiniLMv2's self-attention relations (Wang et al., 2021, arXiv 2012.15828, section 3), in blocks of queries."""
 
+from math import gcd
+
 from torch import Tensor
 
 from ..activations import Activations, QueryKey
@@ -59,6 +61,17 @@ class RelationLoss(LastLayerLoss):
     def __init__(self, weight: float = 1.0, relation_heads: int | None = None, block: int = 128):
         super().__init__(weight, block)
         self.relation_heads = relation_heads
+
+    def check_heads(self, student: int, teacher: int, *widths: int) -> None:
+        """Raise ValueError, naming the numbers that do, where the relation heads do not divide both widths."""
+        heads, common = self.relation_heads or teacher, gcd(*widths)
+        divisors = [number for number in range(1, common + 1) if common % number == 0]
+        if widths and heads not in divisors:
+            default = "" if self.relation_heads else " (the teacher's heads, as none are given)"
+            raise ValueError(
+                f"relation_heads={heads}{default} does not divide both widths, {widths[0]} of the student and "
+                f"{widths[1]} of the teacher: give one of {', '.join(map(str, divisors))}."
+            )
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
         """(B,). Raises ValueError where the relation heads do not divide both widths."""

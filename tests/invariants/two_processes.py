@@ -20,11 +20,13 @@ if __name__ == "__main__":
     parser.add_argument("--intermediate", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--kept", action="store_true")
+    parser.add_argument("--teachers", type=int, default=1)
     options = parser.parse_args()
     datasets.config.HF_DATASETS_CACHE = f"{options.folder}/cache"
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     model_class = BertForTokenClassification if options.tokens else BertForSequenceClassification
-    teacher, student = build(model_class, bert_config(4, 32), 1), build(model_class, bert_config(2, 16), 2)
+    teachers = [build(model_class, bert_config(3 + k, 32), k) for k in range(1, options.teachers + 1)]
+    student = build(model_class, bert_config(2, 16), 2)
     losses = [AttentionLoss(), HiddenLoss(2.0), EmbeddingLoss()]
     if not options.intermediate:
         losses += [PredictionLoss(), TaskLoss(0.5)]
@@ -38,7 +40,7 @@ if __name__ == "__main__":
     trainer, logs, gradients = distil(
         options.folder,
         student,
-        teacher,
+        teachers,
         losses,
         train_dataset=rows(16, token_labels=options.tokens),
         data_collator=collate,

@@ -1,6 +1,10 @@
 import pytest
 import torch
+from conftest import bert_config, build, pad, rows
+from training import arguments, distil
+from transformers import BertForSequenceClassification
 
+from hf_tinybert import DistillationTrainer
 from hf_tinybert.activations import Activations, QueryKey
 from hf_tinybert.losses import RelationLoss, relation_kl
 
@@ -41,9 +45,15 @@ def test_value_and_gradient_equal_the_float64_reference(length, block):
     assert torch.equal(results[1][1][1, :, mask[1].sum() :], torch.zeros_like(given[1, :, mask[1].sum() :]))
 
 
+def activations(heads, d, length, mask=None, batch=B):
+    generator = torch.Generator().manual_seed(heads)
+    vectors = [torch.randn(batch, heads, length, d, generator=generator).requires_grad_() for _ in range(3)]
+    return Activations(mask, attentions=(None, QueryKey(*vectors[:2], 1.0, vectors[2])))
+
+
 def test_memory_is_linear_in_the_length():
     def largest(length):
-        student, teacher = torch.randn(1, 2, length, 8, requires_grad=True), torch.randn(1, 2, length, 8)
+        student, teacher = activations(8, 3, length, batch=1), activations(12, 4, length, batch=1)
         sizes = []
 
         class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
@@ -53,26 +63,51 @@ def test_memory_is_linear_in_the_length():
                 return result
 
         with Sizes():
-            relation_kl(student, teacher, block=32).sum().backward()
+            RelationLoss(relation_heads=6, block=32)(student, teacher, [(2, 2)]).sum().backward()
         return max(sizes)
 
     assert largest(1024) == 4 * largest(256)
 
 
-def test_head_counts_may_differ():
-    def activations(heads, d):
-        vectors = [torch.randn(B, heads, 7, d, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-        return Activations(None, attentions=(None, QueryKey(*vectors[:2], 1.0, vectors[2])))
-
-    student, teacher = activations(2, 24), activations(4, 16)
-    value = RelationLoss(relation_heads=8)(student, teacher, [(1, 1), (2, 2)])
-    expected = 0
-    for ours, theirs in zip(student.attentions[1].vectors, teacher.attentions[1].vectors, strict=True):
-        cut = [x.transpose(1, 2).reshape(B, 7, 8, -1).transpose(1, 2) for x in (ours, theirs)]
-        expected = expected + reference(*cut, torch.ones(B, 7)) / 3
+@pytest.mark.parametrize(("student_heads", "teacher_heads"), [(8, 12), (12, 8), (2, 4)])
+@pytest.mark.parametrize("length", [7, 150])
+def test_head_counts_may_differ(student_heads, teacher_heads, length):
+    mask = padding(length)
+    student, teacher = activations(student_heads, 6, length, mask), activations(teacher_heads, 10, length, mask)
+    ours, theirs = (x.attentions[1].vectors for x in (student, teacher))
+    value = RelationLoss(relation_heads=4)(student, teacher, [(1, 1), (2, 2)])
+    cut = [[x.transpose(1, 2).reshape(B, length, 4, -1).transpose(1, 2) for x in kinds] for kinds in (ours, theirs)]
+    expected = sum(reference(a, b.detach(), mask) for a, b in zip(*cut, strict=True)) / 3
     torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="relation_heads=5 does not divide the width 48"):
+    gradients = [torch.autograd.grad(x.double() @ torch.arange(1.0, B + 1).double(), ours) for x in (value, expected)]
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=f"relation_heads=5 does not divide the width {6 * student_heads}"):
         RelationLoss(relation_heads=5)(student, teacher, [(2, 2)])
+
+
+def models(student_width=24):
+    return (
+        build(BertForSequenceClassification, bert_config(layers, width, heads, num_labels=3), layers)
+        for layers, width, heads in ((2, student_width, 8), (4, 36, 12))
+    )
+
+
+def test_8_heads_learn_from_12(tmp_path):
+    changes = {"loss_type": ["relation"], "relation_heads": 6, "max_steps": 10, "learning_rate": 0.5}
+    _, logs, gradients = distil(tmp_path, *models(), **changes)
+    assert logs[-1]["relation_loss"] < 0.9 * logs[0]["relation_loss"]
+    last = {name for name in gradients[0] if "layer.1.attention.self" in name}
+    assert len(last) == 6
+    assert all(gradients[0][name].abs().max() > 0 for name in last if "weight" in name)
+
+
+@pytest.mark.parametrize(("heads", "message"), [(8, "relation_heads=8 "), (None, "=12 .the teacher's heads")])
+def test_relation_heads_that_do_not_fit_are_refused_before_training(tmp_path, heads, message):
+    student, teacher = models(40)
+    args = arguments(tmp_path, loss_type=["relation"], relation_heads=heads)
+    with pytest.raises(ValueError, match=rf"{message}.* 40 of the student and 36 .*give one of 1, 2, 4\."):
+        DistillationTrainer(student, args, pad, rows(8), teacher_model=teacher)
 
 
 def test_scores_without_factors_are_refused():

@@ -1,0 +1,25 @@
+"""Tasks, one kind a file: columns, labels, head, tokenisation, collation, metrics."""
+
+from .base import Task
+from .multiple_choice import SWAG, MultipleChoice
+from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, read_squad, squad_scores
+from .text_classification import GLUE, TextClassification
+from .token_classification import TokenClassification, read_conll
+
+TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2)}
+
+__all__ = [
+    "GLUE",
+    "SQUAD",
+    "SQUAD_V2",
+    "SWAG",
+    "TASKS",
+    "MultipleChoice",
+    "QuestionAnswering",
+    "Task",
+    "TextClassification",
+    "TokenClassification",
+    "read_conll",
+    "read_squad",
+    "squad_scores",
+]
