@@ -18,6 +18,7 @@ from .losses import (
     PatienceLoss,
     PredictionLoss,
     RelationLoss,
+    SentenceLoss,
     TaskLoss,
 )
 from .model_card import extend_card
@@ -66,6 +67,7 @@ __all__ = [
     "PredictionLoss",
     "QuestionAnswering",
     "RelationLoss",
+    "SentenceLoss",
     "StudentReport",
     "Task",
     "TaskLoss",

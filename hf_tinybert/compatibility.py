@@ -81,6 +81,11 @@ def _check_checkpointing(student: PreTrainedModel) -> None:
 
 def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise ValueError where the prediction loss cannot compare the logits of student and teacher by position."""
+    if type(student).__name__.endswith("ForPreTraining"):
+        raise ValueError(
+            f"The prediction loss does not cover {type(student).__name__}: take masked language models, or drop "
+            "'prediction' from loss_type."
+        )
     ours, theirs = logits_of(student), logits_of(teacher)
     if ours is not theirs:
         raise ValueError(

@@ -99,7 +99,8 @@ def fingerprint(rows: datasets.Dataset) -> str | None:
 
     None without a column `input_ids`. `datasets`' own fingerprint depends on paths and times of files.
     """
-    columns = [name for name in ("input_ids", "labels", "label") if name in rows.column_names]
+    names = ("input_ids", "labels", "label", "start_positions", "end_positions")
+    columns = [name for name in names if name in rows.column_names]
     if "input_ids" not in columns:
         return None
     digest = hashlib.sha256()

@@ -283,9 +283,8 @@ def _check(
     for model in (teacher, student):
         if logits_of(model) is not Logits.CLASSES or is_masked_lm(model) or is_multiple_choice(model):
             raise ValueError(
-                f"The report is of one class, or one score, a sequence or token, not of {type(model).__name__} with "
-                "spans, choices, masked tokens or multi-label logits: score it by Trainer.evaluate with the task's "
-                "scorer."
+                f"The report covers heads of one class or score a sequence or token, not {type(model).__name__} with "
+                "spans, choices, masked tokens or multi-label logits: take Trainer.evaluate with the task's scorer."
             )
     if "labels" not in dataset.column_names or not len(dataset):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Tiny models built from configs and small data sets; nothing comes from a network."""
 
 import copy
+import gc
 
 import datasets
 import pytest
@@ -45,6 +46,13 @@ def build(model_class, config, seed: int = 0):
     """A model with its own random weights."""
     set_seed(seed)
     return model_class(copy.deepcopy(config))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen():
+    """Trainer collects garbage whenever it starts: what all tests have imported need not be searched each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Every architecture with every task head: distilled, saved, resumed in the middle, pushed and pulled."""
 
 import copy
-import gc
 import logging
 from functools import cache, partial
 
@@ -56,15 +55,6 @@ COLLATORS = {
     "masked-lm": partial(DataCollatorForLanguageModeling, mlm_probability=0.3),
 }
 INTERMEDIATE = ["attention", "hidden", "embedding"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _frozen():
-    """Trainer collects garbage whenever it starts: spare it what the libraries hold."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def draw(high: int, size: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import VOCAB, bert_config, build, pad, rows, word_tokenizer
 from training import arguments, distil
-from transformers import BertForSequenceClassification, BertModel, BertTokenizer
+from transformers import BertForPreTraining, BertForSequenceClassification, BertModel, BertTokenizer
 from transformers.masking_utils import AttentionMaskInterface
 
 from hf_tinybert import (
@@ -214,6 +214,12 @@ def test_a_loss_of_ones_own(tmp_path, student, teacher):
     assert logs[-1]["own_loss"] < logs[0]["own_loss"]
     assert logs[0]["loss"] == pytest.approx(0.5 * logs[0]["own_loss"])
     assert "distillation_projections.own.weight" in gradients[0]
+
+
+def test_a_pre_training_head_is_refused(tmp_path):
+    student, teacher = (build(BertForPreTraining, bert_config(layers, 16), layers) for layers in (2, 4))
+    with pytest.raises(ValueError, match="does not cover BertForPreTraining"):
+        DistillationTrainer(student, arguments(tmp_path), pad, rows(8), teacher_model=teacher)
 
 
 def test_a_teacher_with_other_tokens_is_refused(tmp_path, student, teacher):

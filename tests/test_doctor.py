@@ -94,7 +94,11 @@ OTHER_TASKS = {
     "choices": (
         BertForMultipleChoice,
         MultipleChoice("endings", ("text",)),
-        {"text": TEXTS, "choices": [["good", "a bad film", "dull"]] * 40, "label": [1] * 40},
+        {
+            "text": TEXTS,
+            "choices": [["good", "a bad film was not very bright", "the book is very dull ."]] * 40,
+            "label": [1] * 40,
+        },
     ),
 }
 

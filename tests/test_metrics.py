@@ -66,14 +66,16 @@ def test_of_several_labels(seed):
 def test_of_entities(wanted, found, scores):
     values = entity_scores([["O"], found.split()], [["O"], wanted.split()])
     assert tuple(values.values()) == pytest.approx(scores, abs=5e-5)
-    count = len(entities(wanted.split()))
-    assert entity_scores([found.split()], [wanted.split()], count + 2)["recall"] == pytest.approx(
-        scores[1] * count / (count + 2), abs=5e-5
-    )
+
+
+def test_entities_that_nobody_was_shown_are_missed():
+    scores = entity_scores([["B-A", "O"]], [["B-A", "B-B"]], count=4)
+    assert scores == pytest.approx({"precision": 1, "recall": 1 / 4, "f1": 2 / 5})
 
 
 def test_entities_do_not_go_on_from_a_row_to_the_next():
     assert entity_scores([["B-A"], ["I-A"]], [["B-A"], ["B-A"]])["f1"] == 1
+    assert entity_scores([["B-A"], ["O"]], [["O"], ["B-A"]])["f1"] == 0
 
 
 def test_entities_in_every_scheme():

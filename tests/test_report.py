@@ -228,5 +228,5 @@ def test_heads_of_other_kinds_are_refused_before_anything_runs(measure, teacher,
     model = build(head, bert_config(2, 16))
     model.register_forward_pre_hook(lambda *_: pytest.fail("it was run"))
     for pair in ((model, model), (teacher, model)):  # windows of questions have no labels
-        with pytest.raises(ValueError, match=f"not of {head.__name__} with spans.*scorer"):
+        with pytest.raises(ValueError, match=f"not {head.__name__} with spans.*scorer"):
             measure(*pair, rows(8).remove_columns("labels"))

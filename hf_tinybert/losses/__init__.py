@@ -9,6 +9,7 @@ from .minilm import MiniLMLoss
 from .patience import PatienceLoss, first_token_distance
 from .prediction import PredictionLoss, soft_cross_entropy
 from .relation import RelationLoss, relation_kl
+from .sentence import SentenceLoss
 from .task import TaskLoss
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PatienceLoss",
     "PredictionLoss",
     "RelationLoss",
+    "SentenceLoss",
     "TaskLoss",
     "attention_kl",
     "attention_score_mse",

@@ -6,7 +6,7 @@ from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, read_squad, 
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
 
-TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2)}
+TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2, SWAG)}
 
 __all__ = [
     "GLUE",

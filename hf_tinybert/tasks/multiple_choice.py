@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import datasets
@@ -87,7 +86,7 @@ class MultipleChoice(Task):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
         """Pads all choices of all rows alike: (B, choices, S)."""
-        return partial(_collate, collator=DataCollatorForMultipleChoice(tokenizer))
+        return DataCollatorForMultipleChoice(tokenizer)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy, also as `score`."""
@@ -100,8 +99,10 @@ class MultipleChoice(Task):
         return list(zip(*(batch[name] for name in self.endings), strict=True))
 
 
-def _collate(rows: list[dict], collator: Callable[[list[dict]], dict[str, Any]]) -> dict[str, Any]:
-    return collator([{"labels": 0} | row for row in rows])  # transformers' has no batch without labels
-
-
-SWAG = MultipleChoice("swag", ("sent1", "sent2"), endings=("ending0", "ending1", "ending2", "ending3"))
+SWAG = MultipleChoice(
+    "swag",
+    ("sent1", "sent2"),
+    endings=("ending0", "ending1", "ending2", "ending3"),
+    source="allenai/swag",
+    config="regular",
+)

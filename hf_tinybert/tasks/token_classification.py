@@ -56,15 +56,14 @@ class TokenClassification(Task):
         """
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
-        feature = data["train"].features[tags].feature
-        if not isinstance(feature, datasets.ClassLabel):
-            if feature.dtype != "string":
-                raise ValueError(
-                    f"The tags in '{tags}' have no names: cast the column to List(ClassLabel(names=...))."
-                )
+        column = data["train"].features[tags]
+        feature = column.feature if isinstance(column, datasets.List) else None
+        if feature == datasets.Value("string"):
             feature = datasets.ClassLabel(names=sorted({tag for row in data["train"][tags] for tag in row}))
             # shuffled rows are slices of one row each, which a cast takes minutes for
             data = data.flatten_indices().cast_column(tags, datasets.List(feature))
+        if not isinstance(feature, datasets.ClassLabel):
+            raise ValueError(f"'{tags}' is {column}: tags have to be lists of strings or of ClassLabels.")
         options = {"validation": validation, "tags": tags, "max_length": max_length}
         task = cls("task", (tokens,), tuple(feature.names), **options)
         task.check(data)

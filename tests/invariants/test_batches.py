@@ -139,6 +139,7 @@ def test_every_loss_is_here():
         "PatienceLoss",
         "PredictionLoss",
         "RelationLoss",
+        "SentenceLoss",
         "TaskLoss",
     }
 

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from transformers import AutoModelForTokenClassification, BertModel, EvalPrediction, RobertaTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForTokenClassification,
+    BertModel,
+    EvalPrediction,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
 from hf_tinybert import TokenClassification, read_conll, task_distillation
 
@@ -50,17 +58,36 @@ def test_a_tag_stands_at_the_first_token_of_its_word(tmp_path, max_length):
     assert set(rows.column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
 
-def test_words_keep_their_leading_space_in_byte_level_bpe():
+def untrimmed(texts) -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose offsets take the space before a word in, as ModernBERT's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda texts: RobertaTokenizer().train_new_from_iterator(texts, 300),
+        lambda texts: XLMRobertaTokenizer().train_new_from_iterator(texts, 60),
+        untrimmed,
+    ],
+    ids=["byte-level", "unigram", "byte-level untrimmed"],
+)
+def test_words_keep_their_leading_space(train):
     task, data = TokenClassification.of(sentences())
-    tokenizer = RobertaTokenizer().train_new_from_iterator([" ".join(row) for row in data["train"]["tokens"]], 300)
+    texts = [" ".join(words) for words in data["train"]["tokens"]]
+    tokenizer = train(texts)
     rows = task.tokenize(data["train"], tokenizer)
-    assert rows["input_ids"][:] == tokenizer([" ".join(row) for row in data["train"]["tokens"]])["input_ids"]
+    assert rows["input_ids"][:] == tokenizer(texts)["input_ids"]
     for row, tokens in zip(data["train"], rows, strict=True):
         pieces = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
         first = [piece for piece, label in zip(pieces, tokens["labels"], strict=True) if label != -100]
         assert [label for label in tokens["labels"] if label != -100] == row["ner_tags"]
-        assert all(word.startswith(piece.lstrip("Ġ")) for word, piece in zip(row["tokens"], first, strict=True))
-        assert all(piece[0] == "Ġ" for piece in first[1:])
+        assert all(word.startswith(piece.lstrip("Ġ▁")) for word, piece in zip(row["tokens"], first, strict=True))
+        assert all(piece[0] in "Ġ▁" for piece in first[1:])
 
 
 def test_words_without_a_token_have_no_label(tmp_path):
@@ -118,7 +145,14 @@ def test_tags_that_are_strings():
         (sentences(), {"tokens": "words"}, "no column"),
         (sentences(), {"validation": ("validation", "test")}, "no split"),
         (dataset([["a", "b"]], [[0]]), {}, "Row 0 of task/train has 2 words and 1 tags"),
-        (sentences().cast_column("ner_tags", List(Value("int64"))), {}, "have no names"),
+        (sentences().cast_column("ner_tags", List(Value("int64"))), {}, "lists of strings or of ClassLabels"),
+        (
+            DatasetDict(
+                dict.fromkeys(("train", "validation"), Dataset.from_dict({"tokens": [["a"]], "ner_tags": [0]}))
+            ),
+            {},
+            "lists of strings or of ClassLabels",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_data_is_said(data, options, says):
