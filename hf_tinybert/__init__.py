@@ -25,6 +25,7 @@ from .model_card import extend_card
 from .pipelines import general_distillation, task_distillation
 from .plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .report import StudentReport
+from .sentence_embeddings import sentence_embeddings
 from .students import TINYBERT4, TINYBERT6, create_student
 from .tasks import (
     GLUE,
@@ -91,6 +92,7 @@ __all__ = [
     "read_conll",
     "read_squad",
     "save_half",
+    "sentence_embeddings",
     "squad_scores",
     "swap_vocabulary",
     "task_distillation",

@@ -91,7 +91,8 @@ def task_distillation(
         raise ValueError("The prediction step selects and saves the student: give it num_train_epochs above 0.")
     if hub:
         steps["prediction"] = {"hub_model_id": output_dir.name, **hub, **steps["prediction"]}
-    settings = {"task": task.name, "teacher": names, "init": init, "sample": sample, "steps": steps}
+    settings = {"task": task.name, "init": init, "sample": sample, "steps": steps}
+    settings["teacher"] = names if len(names) > 1 else str(names[0])
     settings["student"] = dict(student) if isinstance(student, Mapping) else str(student)
     settings["augmentation"] = augmentation.settings if augmentation else None
     settings["rows"] = {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}

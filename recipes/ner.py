@@ -6,8 +6,9 @@
 
 Model: TextBrewer's T4-tiny (README of airaria/TextBrewer, CoNLL-2003), 4 × 312 like TinyBERT4; it learns hidden
 states and logits for 30 to 60 epochs at 1e-4. Published: F1 89.1, its teacher, BERT-base-cased, 91.1.
-Hardware: one GPU. Here not run at full size; computed, 14,041 sentences of 21 tokens: 8e14 FLOP for the 33 epochs
-above, minutes on any GPU, and hours on 2 cores.
+Hardware: one GPU. Not run at full size; computed, 14,041 sentences of 21 tokens: 8e14 FLOP for the 33 epochs above.
+Run with --rows 2500 --bf16, MiniLM-L6 (uncased) as the teacher, 3 epochs a step, the best chosen on 1,000 sentences,
+31 minutes of training on a busy core: F1 on the test split 63.7, the teacher's 65.5.
 A killed run goes on with the same command. Prints and writes OUTPUT_DIR/results.json: shares of 1, entities counted
 as by conlleval.
 """

@@ -29,7 +29,8 @@ def shorter(path: str) -> str:
 def record(folder: Path, commit: str, hardware: str) -> dict:
     """What backs a row: the command, settings and scores of a finished run, and its logs."""
     settings = json.loads((folder / "settings.json").read_text())
-    settings["teacher"] = shorter(settings["teacher"])
+    teachers = settings["teacher"]
+    settings["teacher"] = shorter(teachers) if isinstance(teachers, str) else ", ".join(map(shorter, teachers))
     settings["rows"] = {split: count for split, (count, *_) in settings["rows"].items()}
     if isinstance(settings["student"], str):
         settings["student"] = shorter(settings["student"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset
+from training import QUICK, SIZE
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -22,17 +23,6 @@ from transformers import (
 import hf_tinybert.pipelines
 from hf_tinybert import GLUE, Augmentation, DistillationTrainer, general_distillation, task_distillation
 from hf_tinybert.pipelines import tokenize_text
-
-SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-QUICK = {
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "report_to": [],
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-}
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_step_benchmark(tmp_path):
     assert "ours / limit" in printed
 
 
+@pytest.mark.slow
 def test_general_distillation_benchmark(tmp_path):
     flags = ("--teacher_size", 2, 32, 64, 4, "--student_size", 1, 16, 32, 4, "--length", 16, "--batch_size", 2)
     run(tmp_path, "benchmarks/general_distillation.py", *flags, "--steps", 4, "--warmup", 2)

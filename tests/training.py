@@ -13,6 +13,18 @@ from hf_tinybert import DistillationArguments, DistillationTrainer
 
 TESTS = Path(__file__).parent
 
+# of whole runs: the student's size, and arguments
+SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
+QUICK = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "report_to": [],
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
 
 def launch(script, processes: int, *flags, folder=None) -> str:
     """Run a script in one process, or in several through torchrun; returns what it printed.

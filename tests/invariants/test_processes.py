@@ -40,6 +40,7 @@ def test_two_processes_equal_one(tmp_path, flags):
             )
 
 
+@pytest.mark.slow
 def test_losses_are_balanced_by_the_mean_norm_over_processes(tmp_path):
     """Reference: the norms of one process on the rows of each rank, one loss at a time."""
 

@@ -7,14 +7,10 @@ import pytest
 import torch
 from conftest import bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
-from training import distil
+from training import QUICK, SIZE, distil
 from transformers import AutoModelForMultipleChoice, BertForMultipleChoice, BertModel, EvalPrediction
 
 from hf_tinybert import SWAG, MultipleChoice, cache_logits, create_student, task_distillation
-
-SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-QUICK = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": []}
-QUICK |= {"disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
 
 
 def swag(count=24) -> DatasetDict:

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
-from training import distil
+from training import QUICK, SIZE, distil
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, BertModel, EvalPrediction
 
 from hf_tinybert import QuestionAnswering, cache_logits, read_squad, squad_scores, task_distillation
 
-SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-QUICK = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": []}
-QUICK |= {"disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
 HEAD = {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
 TASK = QuestionAnswering("squad", max_length=16, stride=4, answerable=False)
 

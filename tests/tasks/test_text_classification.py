@@ -8,6 +8,7 @@ import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from sklearn.metrics import f1_score
+from training import QUICK, SIZE
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel, EvalPrediction
 
 from hf_tinybert import GLUE, TextClassification, task_distillation
@@ -147,12 +148,9 @@ def test_several_labels_from_an_encoder_to_a_student(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     build(BertModel, bert_config(4, 32, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
     task, data = TextClassification.of(flagged())
-    size = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-    quick = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": []}
-    quick |= {"disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
-    quick["fine_tuning"] = {"num_train_epochs": 10, "learning_rate": 3e-3}
-    quick |= {"prediction": {"num_train_epochs": 10, "learning_rate": 3e-3}, "init": "random"}
-    results = task_distillation(task, data, str(tmp_path / "base"), tmp_path / "out", student=size, **quick)
+    long = {"num_train_epochs": 10, "learning_rate": 3e-3}
+    run = {"student": SIZE, "init": "random", "fine_tuning": long, "prediction": long, **QUICK}
+    results = task_distillation(task, data, str(tmp_path / "base"), tmp_path / "out", **run)
     assert results["teacher"]["validation"]["micro_f1"] > 0.95
     student, loading = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out/student", output_loading_info=True

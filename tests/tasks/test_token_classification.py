@@ -8,6 +8,7 @@ import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from training import QUICK, SIZE
 from transformers import (
     AutoModelForTokenClassification,
     BertModel,
@@ -175,11 +176,6 @@ def test_a_conll_file(tmp_path):
         "tokens": [["EU", "rejects"], ["Peter", "Blackburn"]],
         "ner_tags": [["B-ORG", "O"], ["B-PER", "I-PER"]],
     }
-
-
-SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-QUICK = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": []}
-QUICK |= {"disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
 
 
 def test_from_an_encoder_to_a_student(tmp_path):
