@@ -17,13 +17,14 @@ from .losses import (
     PatienceLoss,
     PredictionLoss,
     RelationLoss,
+    SentenceLoss,
     TaskLoss,
 )
 from .losses.attention import ATTENTION_HEADS
 
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 TINYBERT_LOSSES = (AttentionLoss, HiddenLoss, EmbeddingLoss, PredictionLoss)
-OTHER_LOSSES = (RelationLoss, MiniLMLoss, AttentionKLLoss, CosineLoss, PatienceLoss, TaskLoss)
+OTHER_LOSSES = (RelationLoss, MiniLMLoss, AttentionKLLoss, CosineLoss, PatienceLoss, SentenceLoss, TaskLoss)
 LOSSES = {loss.name: loss for loss in (*TINYBERT_LOSSES, *OTHER_LOSSES)}
 LOSS_TYPES = tuple(LOSSES)
 
@@ -34,14 +35,15 @@ class DistillationArguments(TrainingArguments):
 
     - `loss_type`: names of the losses, default the paper's four; `"task"` adds the student's own label loss,
       `"relation"` is MiniLMv2's, `"minilm"` MiniLM's, `"attention_kl"` compares attention after softmax, `"cosine"` is
-      DistilBERT's, `"patience"` BERT-PKD's. TinyBERT's intermediate step is `attention hidden embedding`, its
-      prediction step `prediction`.
+      DistilBERT's, `"patience"` BERT-PKD's, `"sentence"` compares sentence embeddings. TinyBERT's
+      intermediate step is `attention hidden embedding`, its prediction step `prediction`.
     - `loss_weights`: λ for each of them, in the same order; default 1.
     - `loss_schedules`: what becomes of each λ over the steps, in the same order: `"constant"` (default),
       `"linear_decay"`, `"linear_growth"` or `"cosine_decay"` (`scheduled_weight`); the log has it as `{name}_weight`.
     - `balance_losses`: at the first step the weights are multiplied so that all losses pull equally hard at the
       student, measured on the first micro-batch (`balance_factors`). Default False.
-    - `layer_mapping`: `"uniform"`, `"top"`, `"bottom"`, teacher layers as `"3,6,9,12"`, or a list (`map_layers`).
+    - `layer_mapping`: `"uniform"`, `"top"`, `"bottom"`, `"skip"`, teacher layers as `"3,6,9,12"`, or a list
+      (`map_layers`).
     - `temperature`: of the prediction loss, default 1.
     - `teacher_weights`: w for each of several teachers, made to sum to 1; default equal. Losses on layers are
       Σ_k w_k·L(student, teacher k), in the log also `{name}_loss_teacher{k}`.
@@ -79,7 +81,9 @@ class DistillationArguments(TrainingArguments):
     )
     layer_mapping: str = field(
         default="uniform",
-        metadata={"help": "Teacher layer of each student layer: uniform, top, bottom, or e.g. 3,6,9,12 (from 1)."},
+        metadata={
+            "help": "Teacher layer of each student layer: uniform, top, bottom, skip, or 3,6,9,12 (from 1)."
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the prediction loss."})
     teacher_weights: list[float] | None = field(
