@@ -81,9 +81,7 @@ class DistillationArguments(TrainingArguments):
     )
     layer_mapping: str = field(
         default="uniform",
-        metadata={
-            "help": "Teacher layer of each student layer: uniform, top, bottom, skip, or 3,6,9,12 (from 1)."
-        },
+        metadata={"help": "Teacher layer of each student layer: uniform, top, bottom, skip, or 3,6,9,12 (from 1)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the prediction loss."})
     teacher_weights: list[float] | None = field(
@@ -124,6 +122,8 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} losses {self.loss_type}."
             )
+        if self.layer_mapping == "skip" and "patience" in self.loss_type:
+            raise ValueError("'patience' leaves the last pair out by itself: PKD-Skip is layer_mapping='uniform'.")
         if self.attention_heads not in ATTENTION_HEADS:
             raise ValueError(f"attention_heads={self.attention_heads!r}: give one of {', '.join(ATTENTION_HEADS)}.")
         if unknown := [name for name in self.loss_schedules or [] if name not in SCHEDULES]:

@@ -82,6 +82,7 @@ def task_distillation(
     names = _names(teacher)
     for name in names:
         task.check_labels(name)
+    words = task.augmented if augmentation else ()  # raises where a task has none, before anything is trained
     output_dir = Path(output_dir)
     own = {"fine_tuning": fine_tuning, "intermediate": intermediate, "prediction": prediction}
     hub = {name: arguments.pop(name) for name in [*arguments] if name.startswith(HUB)}
@@ -129,7 +130,7 @@ def task_distillation(
     train_dataset, facts = tokens["train"], plain
     if augmentation:
         facts = plain | {"augmentation": origin(augmentation.model.config, "masked_lm") | augmentation.settings}
-        variants = augmentation(data["train"], task.augmented)
+        variants = augmentation(data["train"], words)
         with PartialState().main_process_first():
             train_dataset = task.tokenize(variants, tokenizer)
     for name, folder in (("intermediate", "intermediate"), ("prediction", "student")):

@@ -67,6 +67,7 @@ def test_from_a_file(tmp_path, kind):
         ({"loss_schedules": ["constant", "step"]}, "loss_schedules has .'step'.: .*linear_decay"),
         ({"balance_losses": True, "torch_compile": True}, r"balance_losses .*torch_compile"),
         ({"attention_heads": "sum"}, "attention_heads='sum'.*equal, mean"),
+        ({"loss_type": ["patience"], "layer_mapping": "skip"}, "PKD-Skip is layer_mapping='uniform'"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
             "use_reentrant",

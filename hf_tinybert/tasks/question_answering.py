@@ -46,6 +46,11 @@ class QuestionAnswering(Task):
         return ("id", *self.text, "answers")
 
     @property
+    def head(self) -> dict[str, Any]:
+        """Two logits a token: that of a start and that of an end."""
+        return {"num_labels": 2}
+
+    @property
     def augmented(self) -> tuple[str, ...]:
         """Contexts alone; answers that are still in them are found again by their text."""
         return self.text[1:]

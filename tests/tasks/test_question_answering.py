@@ -148,7 +148,7 @@ def test_kept_logits_teach_as_live_ones(tmp_path, tokenizer):
 
 def test_from_an_encoder_to_a_student(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
-    config = bert_config(4, 32, vocab_size=len(tokenizer), max_position_embeddings=16, **HEAD)
+    config = bert_config(4, 32, vocab_size=len(tokenizer), max_position_embeddings=16)
     build(BertModel, config).save_pretrained(tmp_path / "base")
     data = DatasetDict(train=questions(24), validation=questions(8))
     fast = {"fine_tuning": {"num_train_epochs": 4, "learning_rate": 2e-3}}
