@@ -57,6 +57,10 @@ class DistillationArguments(TrainingArguments):
       teacher as it is.
     - `teacher_cache_gb`: disk (10⁹ bytes, under `HF_DATASETS_CACHE`) that the teacher's hidden states, queries and
       keys may take, so that later epochs read them (`cache_activations`). Default 0: the teacher always runs.
+    - `padding_free`: the layers of student and teachers compute on real tokens alone while `train` runs, so that
+      batches of mixed lengths waste nothing; losses and gradients stay what they are, but for the label loss of
+      question answering, where transformers takes padded tokens for possible answers. For BERT, RoBERTa, XLM-RoBERTa,
+      CamemBERT, ELECTRA, DistilBERT, ALBERT. Default False.
     - `push_to_hub_min_retained`: share of the teacher's score, by `metric_for_best_model` on `eval_dataset`, that a
       student must keep to be pushed, e.g. 0.95; of a loss the share is teacher / student. Default: all are pushed.
 
@@ -106,6 +110,9 @@ class DistillationArguments(TrainingArguments):
     teacher_cache_gb: float = field(
         default=0.0, metadata={"help": "Disk that kept teacher activations may take, in GB. Default: none are kept."}
     )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Run the layers of student and teachers on real tokens alone."}
+    )
     push_to_hub_min_retained: float | None = field(
         default=None,
         metadata={
@@ -132,6 +139,8 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(f"teacher_logits={self.teacher_logits!r}: give one of {', '.join(COMBINATIONS)}.")
         if self.balance_losses and self.torch_compile:
             raise ValueError("balance_losses needs gradients of each loss, which torch_compile frees: leave one out.")
+        if self.padding_free and self.torch_compile:
+            raise ValueError("padding_free makes shapes that torch_compile cannot know ahead: leave one out.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
         super().__post_init__()

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from .activations import Activations, QueryKey
 from .heads import is_masked_lm, logits_of, read_logits
+from .padding_free import RealTokens, check_padding_free, padding_free
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +34,7 @@ class ActivationCapture:
     model with `**capture.forward_arguments` under `capture.recording()`, then `capture.read(outputs, ...)`.
     Layers count from 1; 0 is the embedding output. `values` keeps the values too. `truncate` leaves out the layers
     above the last one captured, for a model whose head nobody reads; where they are no ModuleList (ALBERT) all run.
+    `padding_free` runs the layers on real tokens alone; ValueError where they cannot (`padding_free`).
     """
 
     def __init__(
@@ -42,8 +44,12 @@ class ActivationCapture:
         hidden_layers: Iterable[int] = (),
         values: bool = False,
         truncate: bool = False,
+        padding_free: bool = False,
     ):
+        if padding_free:
+            check_padding_free(model)
         self.model = model
+        self.padding_free = padding_free
         self.attention_layers = sorted(set(attention_layers))
         self.hidden_layers = sorted(set(hidden_layers))
         self.values = values
@@ -73,7 +79,9 @@ class ActivationCapture:
         with contextlib.ExitStack() as stack:
             if self._layers:
                 stack.enter_context(_truncated(self.model.base_model, *self._layers, self.depth))
-            if self.attention_layers and not self.records_softmax:
+            if self.padding_free:
+                stack.enter_context(padding_free(self.model))
+            if self.padding_free or (self.attention_layers and not self.records_softmax):
                 stack.callback(self.model.set_attn_implementation, self.model.config._attn_implementation)
                 self.model.set_attn_implementation(_query_key_implementation(self.model.config._attn_implementation))
             yield
@@ -135,6 +143,8 @@ class ActivationCapture:
 
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
     """The module and the attribute that hold the encoder's layers; None where that is not one ModuleList."""
+    if model.config.model_type == "albert":
+        return None  # counts its layers by its config
     depth = model.config.num_hidden_layers
     found = [
         (parent, name)
@@ -175,8 +185,12 @@ def _query_key_implementation(base: str) -> str:
 
 
 def _hand_out_query_key(base: str) -> Callable:
-    def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    def attention(
+        module, query, key, value, attention_mask, scaling=None, real_tokens: RealTokens | None = None, **kwargs
+    ):
         kwargs.pop("output_attentions", None)  # sdpa and flash only use it to warn
+        if real_tokens is not None:
+            query, key, value = map(real_tokens.pad_heads, (query, key, value))
         if base == "eager":
             output = _eager_attention(query, key, value, attention_mask, scaling, module.training, **kwargs)
         else:
@@ -185,6 +199,7 @@ def _hand_out_query_key(base: str) -> Callable:
                     module, query, key, value, attention_mask, scaling=scaling, **kwargs
                 )
         key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        output = output if real_tokens is None else real_tokens.pack(output)
         return output, (query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, value)
 
     return attention

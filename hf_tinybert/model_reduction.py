@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .factorised_embeddings import embedding_inputs, embedding_projection, fit_factors, map_tables
 from .least_squares import (
     fit_writer,
     linear_moments,
@@ -26,8 +27,25 @@ def encoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def blocks_of(model: PreTrainedModel) -> list[Block]:
-    """The layers of a BERT, RoBERTa, ELECTRA or DistilBERT model."""
+    """The layers of a BERT, RoBERTa, ELECTRA, DistilBERT or (without sharing) ALBERT model."""
     heads = model.config.num_attention_heads
+    if model.config.model_type == "albert":
+        return [
+            Block(
+                query=layer.attention.query,
+                key=layer.attention.key,
+                value=layer.attention.value,
+                attention_output=layer.attention.dense,
+                attention_norm=layer.attention.LayerNorm,
+                intermediate=layer.ffn,
+                activation=layer.activation,
+                output=layer.ffn_output,
+                output_norm=layer.full_layer_layer_norm,
+                num_heads=heads,
+            )
+            for group in encoder_of(model).albert_layer_groups
+            for layer in group.albert_layers
+        ]
     if model.config.model_type == "distilbert":
         return [
             Block(
@@ -67,7 +85,7 @@ def reduce_model(student: PreTrainedModel, teacher: PreTrainedModel, layers: lis
     sums, batches = embed(teacher, inputs, checks)
     teacher_blocks = blocks_of(teacher)
     basis = principal_basis(hidden_moment(teacher_blocks, batches), student.config.hidden_size)
-    table_map = fit_embeddings(student, teacher, basis, sums, batches)
+    table_map = fit_embeddings(student, teacher, basis, inputs, sums, batches)
     fit_encoder(blocks_of(student), teacher_blocks, layers, basis, batches)
     fit_heads(student, teacher, basis, table_map, inputs, checks)
 
@@ -106,34 +124,40 @@ def module_input(model: nn.Module, module: nn.Module, batch: dict) -> Tensor:
 
 def embed(teacher: PreTrainedModel, inputs: list[dict], checks: list[Tensor]) -> tuple[list[Tensor], list[Batch]]:
     """The sums of embeddings before their LayerNorm, and the batches that enter layer 1 (of the teacher as yet)."""
-    embeddings = teacher.base_model.embeddings
+    embeddings, projection = teacher.base_model.embeddings, embedding_projection(teacher)
     sums, batches = [], []
     for batch, check in zip(inputs, checks, strict=True):
         mask = batch["attention_mask"].bool()
-        tables = {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
-        sums.append(module_input(embeddings, embeddings.LayerNorm, tables))
+        sums.append(module_input(embeddings, embeddings.LayerNorm, embedding_inputs(batch)))
         hidden = embeddings.LayerNorm(sums[-1])
-        if embeddings.word_embeddings.embedding_dim != teacher.config.hidden_size:
-            # ELECTRA may have narrower tables, and a linear map from there to the hidden size.
-            hidden = teacher.base_model.embeddings_project(hidden)
+        if projection is not None:
+            hidden = projection(hidden)
         batches.append(Batch(mask, check[:, None].expand_as(mask)[mask], teacher=hidden, student=hidden))
     return sums, batches
 
 
 def fit_embeddings(
-    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, sums: list[Tensor], batches: list[Batch]
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    basis: Tensor,
+    inputs: list[dict],
+    sums: list[Tensor],
+    batches: list[Batch],
 ) -> nn.Linear | None:
     """Embeddings with LayerNorm(table·A) ≈ Pᵀh; moves the batches there. Returns A, None where tables are copied."""
     old, new = teacher.base_model.embeddings, student.base_model.embeddings
     width, student_width = (module.word_embeddings.embedding_dim for module in (old, new))
-    projection = teacher.base_model.embeddings_project if width != len(basis) else None
-    if len(basis) == student.config.hidden_size or student_width != student.config.hidden_size:
+    projection, new_projection = embedding_projection(teacher), embedding_projection(student)
+    if width == student_width and (new_projection is None) == (projection is None):
         new.load_state_dict(old.state_dict())
         if projection is not None:
-            write_linear(student.base_model.embeddings_project, read_linear(projection) @ basis)
+            write_linear(new_projection, read_linear(projection) @ basis)
         for b in batches:
             b.student = (b.teacher.double() @ basis).float()
         return None
+
+    if new_projection is not None:
+        return fit_factors(student, teacher, basis, inputs, sums, batches)
 
     table_map = nn.Linear(width, student_width).to(student.device)
     start = basis if projection is None else (projection.weight * old.LayerNorm.weight).T.double() @ basis
@@ -145,9 +169,7 @@ def fit_embeddings(
             yield x[b.mask].float(), torch.zeros_like(target, dtype=torch.float), target, b.check
 
     fit_writer(table_map, new.LayerNorm, tokens, ROUNDS)
-    tables = {name: module for name, module in old.named_modules() if isinstance(module, nn.Embedding)}
-    for name, table in tables.items():
-        new.get_submodule(name).weight.copy_(table.weight.float() @ table_map.weight.T)
+    map_tables(new, old, table_map)
     # Every token has one position: its embedding can carry the constant.
     new.position_embeddings.weight.add_(table_map.bias)
     for b, x in zip(batches, sums, strict=True):
@@ -212,9 +234,9 @@ def fit_heads(
 
     mapped_table = None if output is None or table_map is None else student.get_output_embeddings().weight
     for name, parameter in student.named_parameters():
-        inside = teacher.get_submodule(name.rpartition(".")[0]) in body
-        done = inside or name in fitted or parameter is mapped_table
-        if done or "embeddings_project" in name:
+        if name in fitted or parameter is mapped_table or "embeddings_project" in name:
+            continue
+        if teacher.get_submodule(name.rpartition(".")[0]) in body:
             continue
         source = teacher.get_parameter(name)
         if source.shape == parameter.shape:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .factorised_embeddings import as_albert
 from .layer_mapping import map_layers
 from .lineage import origin
 from .model_reduction import reduce_model
@@ -23,7 +24,7 @@ TINYBERT4 = {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 12
 TINYBERT6 = {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
 INITS = ("teacher", "layers", "random")
-REDUCIBLE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
+REDUCIBLE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "albert")
 # Every fourth row of the sample only chooses ridge penalties.
 CHECK_EVERY = 4
 
@@ -39,9 +40,12 @@ def create_student(
     sample=None,
     processing_class=None,
     batch_size: int = 32,
+    embedding_size: int | None = None,
 ) -> PreTrainedModel:
     """A smaller model of the teacher's class, labels and vocabulary; sizes left at None are the teacher's.
 
+    `embedding_size` E below `hidden_size` factorises the token embeddings, V×D into V×E and E×D (Lan et al., 2020,
+    section 3.1): the student of an ELECTRA stays one, that of a BERT is an ALBERT whose layers share nothing.
     - `init="teacher"`: layer m starts from teacher layer g(m) of `layer_mapping`, cut to the new sizes and refitted by
       least squares on `sample`: a few hundred tokenised rows without labels, a `datasets.Dataset` or a list of dicts,
       padded by `processing_class.pad` or with the config's `pad_token_id`. Optional where only layers are dropped.
@@ -59,10 +63,17 @@ def create_student(
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_attention_heads": num_attention_heads,
+        "embedding_size": embedding_size,
     }
+    made_from = origin(teacher.config, "teacher")
+    if teacher.config.model_type == "bert" and embedding_size is not None:
+        if embedding_size == (hidden_size or teacher.config.hidden_size):
+            sizes["embedding_size"] = None
+        else:
+            teacher = as_albert(teacher)
     config, layers, changed = _student_config(teacher.config, sizes, layer_mapping)
     start = {"init": init, "layers": None if init == "random" else layers, "sample": None}
-    config.distillation = {**origin(teacher.config, "teacher"), **start, "stages": []}
+    config.distillation = {**made_from, **start, "stages": []}
     if init == "random":
         return type(teacher)(config).float().to(teacher.device).train()
 
@@ -128,8 +139,13 @@ def _student_config(
         )
     layers = [layer for _, layer in pairs]
     values = config.to_dict()
-    if values.get("embedding_size") == teacher_config.hidden_size:
+    narrow = sizes["embedding_size"]
+    if narrow is not None and not 3 <= narrow <= config.hidden_size:
+        raise ValueError(f"embedding_size={narrow} must lie between 3 and the student's hidden_size.")
+    if narrow is None and values.get("embedding_size") == teacher_config.hidden_size:
         config.embedding_size = config.hidden_size
+    if values.get("num_hidden_groups") == teacher_config.num_hidden_layers:  # ALBERT whose layers share nothing
+        config.num_hidden_groups = config.num_hidden_layers
     for name, value in values.items():
         # Attributes with one entry a layer, such as layer_types.
         if isinstance(value, list) and len(value) == teacher_config.num_hidden_layers and "layer" in name:
@@ -141,10 +157,12 @@ def _student_config(
 
 def check_reducible(config: PretrainedConfig, layers: list[int]):
     """Raise ValueError where `init="teacher"` cannot cut `layers` (from 1) out of a model of this config."""
-    if config.model_type not in REDUCIBLE or config.to_dict().get("is_decoder"):
+    values = config.to_dict()
+    shared = values.get("num_hidden_groups", config.num_hidden_layers) != config.num_hidden_layers
+    if config.model_type not in REDUCIBLE or values.get("is_decoder") or shared:
         raise ValueError(
-            f"init='teacher' knows the encoders {', '.join(REDUCIBLE)}, not this {config.model_type}: use "
-            "init='layers' (same width, fewer layers) or init='random'."
+            f"init='teacher' knows the encoders {', '.join(REDUCIBLE)} (with a group for each layer), not this "
+            f"{config.model_type}: use init='layers' (same width, fewer layers) or init='random'."
         )
     if any(later <= earlier for earlier, later in itertools.pairwise(layers)):
         raise ValueError(f"init='teacher' needs teacher layers that increase, layer_mapping gives {layers}.")
@@ -197,7 +215,7 @@ def _layers_prefix(model: PreTrainedModel) -> str | None:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
-    if model.config.model_type == "albert":
+    if model.config.model_type == "albert" and model.config.num_hidden_groups < count:
         logger.info("ALBERT's layers share their weights: the student takes them all, whatever the layer mapping.")
         return None
     if not lists:

@@ -94,7 +94,8 @@ class Teacher:
 
     `reads` is what the losses read (`DistillationLoss`), of these layers; the head runs only where that is logits. A
     pass runs without gradients, in eval mode, under `autocast` unless the weights are of a lower precision themselves.
-    `compile_options` are those of `torch.compile`; None does not compile. Use it inside `capture.enabled()`.
+    `compile_options` are those of `torch.compile`; None does not compile. `padding_free` as in `ActivationCapture`.
+    Use it inside `capture.enabled()`.
     """
 
     def __init__(
@@ -105,11 +106,12 @@ class Teacher:
         hidden_layers: Iterable[int] = (),
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         compile_options: dict[str, Any] | None = None,
+        padding_free: bool = False,
     ):
         self.model = model
         self.reads_logits = "logits" in reads
         layers = attention_layers, hidden_layers
-        self.capture = ActivationCapture(model, *layers, "values" in reads, truncate=not self.reads_logits)
+        self.capture = ActivationCapture(model, *layers, "values" in reads, not self.reads_logits, padding_free)
         self.captures = bool(self.capture.attention_layers or self.capture.hidden_layers)
         self.autocast = autocast
         self.cache: ActivationCache | None = None

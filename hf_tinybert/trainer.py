@@ -167,7 +167,9 @@ class DistillationTrainer(BatchMeanTrainer):
         self._record(student, pairs)
         reads = frozenset().union(*(loss.reads for loss in self.losses))
         layers = [[m for of_teacher in kind for m, _ in of_teacher] for kind in zip(*pairs, strict=True)]
-        self._student_capture = ActivationCapture(student, *layers, "values" in reads)
+        self._student_capture = ActivationCapture(
+            student, *layers, "values" in reads, padding_free=self.args.padding_free
+        )
         self._running.enter_context(self._student_capture.enabled())
         compiles = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
         compiles = compiles if self.args.torch_compile else None
@@ -175,7 +177,7 @@ class DistillationTrainer(BatchMeanTrainer):
         teachers = []
         for model, of_teacher in zip(self.teacher_models, pairs, strict=False):
             layers = [[g for _, g in kind] for kind in of_teacher]
-            teachers.append(Teacher(model, reads, *layers, autocast, compiles))
+            teachers.append(Teacher(model, reads, *layers, autocast, compiles, self.args.padding_free))
             self._running.enter_context(teachers[-1].capture.enabled())
         self._teachers = Ensemble(teachers, self.teacher_weights, self.args.teacher_logits)
         width, widths = student.config.hidden_size, [model.config.hidden_size for model in self.teacher_models]

@@ -27,12 +27,14 @@ ELECTRA = BERT | {"embedding_size": 24, "summary_last_dropout": 0.0}
 DISTILBERT = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"), 0.0)
 MODERNBERT = {"local_attention": 8, "global_attn_every_n_layers": 2}
 CUT = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32}
-# Prefix of the classes, the tokenizer's class, the teacher's config, the student made of it. ModernBERT cannot be cut.
+# Prefix of the classes, the tokenizer's class, the teacher's config, the student made of it. ModernBERT cannot be cut;
+# a BERT's student with narrower embeddings is an ALBERT.
 ARCHITECTURES = {
     "roberta": ("Roberta", "RobertaTokenizer", BERT, CUT),
     "xlm-roberta": ("XLMRoberta", "XLMRobertaTokenizer", BERT, CUT),
     "distilbert": ("DistilBert", "DistilBertTokenizer", DISTILBERT | {"hidden_dim": 64}, CUT),
     "electra": ("Electra", "ElectraTokenizer", ELECTRA, CUT),
+    "factorised": ("Bert", "BertTokenizer", BERT, CUT | {"embedding_size": 8}),
     "modernbert": ("ModernBert", "RobertaTokenizer", MODERNBERT, {"num_hidden_layers": 2, "init": "layers"}),
 }
 LABELS = {"id2label": {0: "bad", 1: "good", 2: "neither"}, "label2id": {"bad": 0, "good": 1, "neither": 2}}

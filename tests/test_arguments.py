@@ -66,6 +66,7 @@ def test_from_a_file(tmp_path, kind):
         ({"loss_weights": [1.0]}, "1 numbers for 4 losses"),
         ({"loss_schedules": ["constant", "step"]}, "loss_schedules has .'step'.: .*linear_decay"),
         ({"balance_losses": True, "torch_compile": True}, r"balance_losses .*torch_compile"),
+        ({"padding_free": True, "torch_compile": True}, r"padding_free .*torch_compile"),
         ({"attention_heads": "sum"}, "attention_heads='sum'.*equal, mean"),
         ({"loss_type": ["patience"], "layer_mapping": "skip"}, "PKD-Skip is layer_mapping='uniform'"),
         (

@@ -61,6 +61,8 @@ REDUCIBLE = [
     (ElectraForMaskedLM, ElectraConfig(**BERT, embedding_size=16)),
     (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
     (DistilBertForMaskedLM, DistilBertConfig(**DISTILBERT)),
+    (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=10, num_hidden_groups=4)),
+    (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=24, num_hidden_groups=4)),
 ]
 
 
@@ -303,6 +305,11 @@ def test_a_saved_student_loads_again(teacher, tmp_path):
         ({"hidden_size": 16, "sample": []}, "sample holds no tokens"),
         ({"hidden_size": 16, "sample": [{"text": "a"}]}, "input_ids"),
         ({"num_hidden_layers": 2, "layer_mapping": [3, 2]}, "increase"),
+        ({"embedding_size": 25}, "embedding_size=25"),
+        ({"embedding_size": 2}, "embedding_size=2 must lie between 3"),
+        ({"embedding_size": 20, "hidden_size": 16}, "embedding_size=20 must lie"),
+        ({"embedding_size": 8, "init": "layers"}, "embedding_size differs"),
+        ({"embedding_size": 8}, "another embedding_size"),
         ({"num_hidden_layers": 2, "layer_mapping": [(1, 2)], "init": "layers"}, "each of the 2"),
     ],
 )

@@ -3,7 +3,8 @@
     python recipes/benchmarks/epoch.py --teacher folder [--task sst2 --data folder --rows 16000 --bf16]
 
 `ours`: DistillationTrainer, batches grouped by length, logits cached. `kept`: what the intermediate step reads is on
-disk as well. The passes that put it there are rows of their own. `plain`: Trainer on the labels of the same batches,
+disk as well. The passes that put it there are rows of their own. `packed`: `ours` with `padding_free`;
+`packed, random`: that in batches of any lengths. `plain`: Trainer on the labels of the same batches,
 no teacher. `usual`: the Trainer subclass that people write, eager attention probabilities and hidden states or soft
 targets from a live teacher, random batches padded to their longest. `padded`: the same, every sentence padded to
 `max_length`, as in the original TinyBERT code. They take turns, medians over rounds.
@@ -74,10 +75,12 @@ def epoch(variant: str, intermediate: bool, epochs: float = 1) -> float:
     if variant == "plain":
         args = transformers.TrainingArguments(**args, **grouped)
         trainer = Trainer(**common, args=args, processing_class=tokenizer)
-    elif variant in ("ours", "kept"):
+    elif variant in ("ours", "kept", "packed", "packed, random"):
         losses = ["attention", "hidden", "embedding"] if intermediate else ["prediction"]
         kept = {"teacher_cache_gb": 20 if variant == "kept" else 0, "num_train_epochs": epochs}
-        args = DistillationArguments(**args | kept, **grouped, loss_type=losses)
+        order = {"train_sampling_strategy": "random"} if variant == "packed, random" else grouped
+        packed = "packed" in variant
+        args = DistillationArguments(**args | kept | order, loss_type=losses, padding_free=packed)
         trainer = DistillationTrainer(**common, args=args, processing_class=tokenizer, teacher_model=teacher)
     else:
         student.projection = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
@@ -100,7 +103,8 @@ seconds = epoch("kept", intermediate=True, epochs=2)  # one epoch alone would no
 results.append({"step": "activations, once", "kept s": perf_counter() - start - seconds})
 kept_bytes = sum(file.stat().st_size for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
 for intermediate in (True, False):
-    runs = {name: [] for name in ("ours", "kept" if intermediate else "plain", "usual", "padded")}
+    variants = ("kept", "packed", "packed, random") if intermediate else ("plain",)
+    runs = {name: [] for name in ("ours", *variants, "usual", "padded")}
     for _ in range(options.rounds):
         for name, seconds in runs.items():
             seconds.append(epoch(name, intermediate))

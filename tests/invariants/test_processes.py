@@ -23,6 +23,7 @@ def train(folder, processes, *flags):
         ["--intermediate"],
         ["--intermediate", "--checkpointing"],
         ["--intermediate", "--kept"],
+        ["--padding_free"],
     ],
 )
 def test_two_processes_equal_one(tmp_path, flags):

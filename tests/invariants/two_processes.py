@@ -20,6 +20,7 @@ if __name__ == "__main__":
     parser.add_argument("--intermediate", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--kept", action="store_true")
+    parser.add_argument("--padding_free", action="store_true")
     parser.add_argument("--teachers", type=int, default=1)
     options = parser.parse_args()
     datasets.config.HF_DATASETS_CACHE = f"{options.folder}/cache"
@@ -51,6 +52,7 @@ if __name__ == "__main__":
         save_steps=2,
         activation_checkpointing=options.checkpointing,
         teacher_cache_gb=float(options.kept),
+        padding_free=options.padding_free,
     )
     assert trainer.accelerator.num_processes == world
     cached = list(Path(datasets.config.HF_DATASETS_CACHE).glob("teacher_activations/*/layout.json"))

@@ -1,0 +1,140 @@
+"""BERT written as ALBERT, whose token embeddings may be narrower than its layers (Lan et al., 2020, section 3.1).
+
+An ALBERT with as many groups as layers shares nothing between them: it is BERT with a linear map after the embeddings.
+"""
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AlbertConfig, BertConfig, PreTrainedModel
+
+from .least_squares import linear_moments, principal_basis, validated_ridge, write_linear
+from .width_reduction import Batch
+
+# BERT's names → ALBERT's, in this order.
+RENAMED = (
+    ("bert.", "albert."),
+    ("pooler.dense.", "pooler."),
+    ("encoder.layer.", "encoder.albert_layer_groups."),
+    (".attention.self.", ".albert_layers.0.attention."),
+    (".attention.output.", ".albert_layers.0.attention."),
+    (".intermediate.dense.", ".albert_layers.0.ffn."),
+    (".output.dense.", ".albert_layers.0.ffn_output."),
+    (".output.LayerNorm.", ".albert_layers.0.full_layer_layer_norm."),
+    ("cls.predictions.transform.", "predictions."),
+    ("cls.predictions.", "predictions."),
+)
+MAPPING = "encoder.embedding_hidden_mapping_in"
+
+
+def albert_config(config: BertConfig) -> AlbertConfig:
+    """The config of the ALBERT that a BERT is (`as_albert`)."""
+    values = config.to_dict()
+    del values["model_type"], values["architectures"]
+    dropout = values.pop("classifier_dropout")
+    return AlbertConfig(
+        **values,
+        embedding_size=config.hidden_size,
+        num_hidden_groups=config.num_hidden_layers,
+        classifier_dropout_prob=config.hidden_dropout_prob if dropout is None else dropout,
+    )
+
+
+def albert_class(bert: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """ALBERT with the head of a BERT class. Raises ValueError where there is none."""
+    albert = getattr(transformers, bert.__name__.replace("Bert", "Albert", 1), None)
+    if albert in (None, transformers.AlbertForPreTraining):  # whose second head is another one
+        raise ValueError(f"{bert.__name__} has no counterpart among ALBERT's classes: leave embedding_size at None.")
+    return albert
+
+
+@torch.no_grad()
+def as_albert(bert: PreTrainedModel) -> PreTrainedModel:
+    """An ALBERT with the outputs of a BERT, its embeddings as wide as its layers; in eval mode."""
+    albert = albert_class(type(bert))(albert_config(bert.config)).to(bert.device, bert.dtype).eval()
+    state = {}
+    for name, tensor in bert.state_dict().items():
+        for old, new in RENAMED:
+            name = name.replace(old, new, 1)
+        state[name] = tensor
+    mapping = albert.base_model.get_submodule(MAPPING)
+    nn.init.eye_(mapping.weight)
+    nn.init.zeros_(mapping.bias)
+    prefix = "" if albert.base_model is albert else f"{albert.base_model_prefix}."
+    albert.load_state_dict(state | {f"{prefix}{MAPPING}.{key}": value for key, value in mapping.state_dict().items()})
+    return albert
+
+
+def embedding_projection(model: PreTrainedModel) -> nn.Linear | None:
+    """The linear map from embeddings to the first layer: ALBERT's, and ELECTRA's where their widths differ."""
+    if model.config.model_type == "albert":
+        return model.base_model.get_submodule(MAPPING)
+    factorised = model.base_model.embeddings.word_embeddings.embedding_dim != model.config.hidden_size
+    return model.base_model.embeddings_project if factorised else None
+
+
+def map_tables(new: nn.Module, old: nn.Module, table_map: nn.Linear) -> None:
+    """Every table of the embeddings `new` from that of `old`, by the weight of a linear map."""
+    for name, table in old.named_modules():
+        if isinstance(table, nn.Embedding):
+            new.get_submodule(name).weight.copy_(table.weight.float() @ table_map.weight.T)
+
+
+def fit_factors(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    basis: Tensor,
+    inputs: list[dict],
+    sums: list[Tensor],
+    batches: list[Batch],
+) -> nn.Linear:
+    """Tables of E columns and their projection to Pᵀh; moves the batches there. Returns the map of the tables.
+
+    E − 2 columns are the leading components of what the teacher's LayerNorm(x) gives to Pᵀh, one is lost to the mean
+    that the student's LayerNorm takes away, and one is a ballast, by which that divides as the teacher's does: with
+    it a token's embedding has the length c·σ(x), where a part of x alone would be stretched to the length of all.
+    """
+    old, new = teacher.base_model.embeddings, student.base_model.embeddings
+    old_projection, projection = embedding_projection(teacher), embedding_projection(student)
+    width, narrow = (module.word_embeddings.embedding_dim for module in (old, new))
+    read = basis if old_projection is None else old_projection.weight.T.double() @ basis
+    read = old.LayerNorm.weight.double()[:, None] * read
+    read = read - read.mean(0)  # so that it reads x as it reads x less its mean
+    x = torch.cat([x[b.mask] for b, x in zip(batches, sums, strict=True)]).double()
+    leading = principal_basis(torch.cov((x / _deviation(x) @ read).T, correction=0), narrow - 2)
+    components = read @ leading
+
+    ones = torch.ones(narrow, 1).to(x)
+    free = torch.linalg.qr(torch.cat([ones, torch.eye(narrow).to(x)[:, :-1]], 1)).Q[:, 1:]  # orthogonal to the mean
+    table_map = nn.Linear(width, narrow, bias=False).to(student.device)
+    table_map.weight.copy_((components @ free[:, :-1].T).T)
+    map_tables(new, old, table_map)
+    longest = max(x.shape[1] for x in sums)
+    usual = old.position_embeddings.weight[:longest].mean(0) + old.token_type_embeddings.weight[0]
+    words = (old.word_embeddings.weight + usual).double()
+    deviations, lengths = _deviation(words), (words @ components).norm(dim=1, keepdim=True)
+    scale = (lengths / deviations).max()
+    ballast = ((scale * deviations).square() - lengths.square()).clamp(min=0).sqrt()
+    new.word_embeddings.weight.add_((ballast * free[:, -1]).float())
+    nn.init.ones_(new.LayerNorm.weight)
+    nn.init.zeros_(new.LayerNorm.bias)
+
+    for batch, b in zip(inputs, batches, strict=True):
+        b.student = new(**embedding_inputs(batch))
+    fit, check = linear_moments((b.student[b.mask], b.teacher[b.mask].double() @ basis, b.check) for b in batches)
+    prior, both = scale / narrow**0.5 * free[:, :-1] @ leading.T, fit + check
+    bias = (both.cross[-1] - both.inputs[-1, :-1] @ prior) / both.inputs[-1, -1]
+    write_linear(projection, validated_ridge(fit, check, torch.cat([prior, bias[None]])))
+    for b in batches:
+        b.student = projection(b.student)
+    return table_map
+
+
+def embedding_inputs(batch: dict) -> dict:
+    """What the embeddings take of a batch."""
+    return {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """What LayerNorm divides each row by."""
+    return x.var(-1, correction=0, keepdim=True).sqrt()
