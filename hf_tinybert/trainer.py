@@ -22,7 +22,7 @@ from .lineage import describe_data, describe_stage, describe_teacher, recorded, 
 from .logit_cache import pad_logits
 from .losses import DistillationLoss
 from .objective import Objective, layers_read
-from .projections import PROJECTIONS, Projections, detached, projected_layers
+from .projections import PROJECTIONS, Projections, build_projections, detached
 from .teachers import TEACHER_LOGITS, TEACHER_ROW, Ensemble, Teacher, checked, forward_columns, freeze, load_teacher
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
@@ -180,13 +180,11 @@ class DistillationTrainer(BatchMeanTrainer):
             teachers.append(Teacher(model, reads, *layers, autocast, compiles, self.args.padding_free))
             self._running.enter_context(teachers[-1].capture.enabled())
         self._teachers = Ensemble(teachers, self.teacher_weights, self.args.teacher_logits)
-        width, widths = student.config.hidden_size, [model.config.hidden_size for model in self.teacher_models]
-        mapped = zip(self.layer_mappings, widths, strict=False)
-        projected = [projected_layers(self.losses, mapping, width == theirs) for mapping, theirs in mapped]
-        if any(projected):
-            if self._projections is None:
-                self._projections = Projections(projected, width, widths).to(student.device, student.dtype)
+        if self._projections is None:
+            self._projections = build_projections(self.losses, self.layer_mappings, student, self.teacher_models)
+            if self._projections is not None:
                 self._projections.fit(self._first_states(student))
+        if self._projections is not None:
             self._running.enter_context(self._projections.attached(student))
         if self.args.teacher_cache_gb:
             self._keep_teacher_activations()

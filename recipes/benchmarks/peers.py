@@ -34,6 +34,7 @@ from hf_tinybert import GLUE, TINYBERT4, DistillationArguments, DistillationTrai
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--teacher_dtype", help="of ours, e.g. bfloat16")
 parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
 parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
 parser.add_argument("--task", choices=GLUE, help="real rows instead of --lengths")
@@ -130,8 +131,9 @@ def loop(length: int, parameters):
 
 def ours(length: int, *losses: str):
     teacher, student = models(length)
-    order = {"train_sampling_strategy": "group_by_length"} if options.task else {}
-    args = arguments(length, DistillationArguments, loss_type=list(losses), bf16=options.bf16, **order)
+    own = {"bf16": options.bf16, "teacher_dtype": options.teacher_dtype}
+    own |= {"train_sampling_strategy": "group_by_length"} if options.task else {}
+    args = arguments(length, DistillationArguments, loss_type=list(losses), **own)
     return DistillationTrainer(student, args, collator, data(length), teacher_model=teacher).train
 
 
