@@ -88,28 +88,40 @@ def fit_factors(
     sums: list[Tensor],
     batches: list[Batch],
 ) -> nn.Linear:
-    """Tables of E columns and their projection to Pᵀh; moves the batches there. Returns the map of the tables.
-
-    E − 2 columns are the leading components of what the teacher's LayerNorm(x) gives to Pᵀh, one is lost to the mean
-    that the student's LayerNorm takes away, and one is a ballast, by which that divides as the teacher's does: with
-    it a token's embedding has the length c·σ(x), where a part of x alone would be stretched to the length of all.
-    """
+    """Tables of E columns and their projection to Pᵀh; moves the batches there. Returns the map of the tables."""
     old, new = teacher.base_model.embeddings, student.base_model.embeddings
     old_projection, projection = embedding_projection(teacher), embedding_projection(student)
-    width, narrow = (module.word_embeddings.embedding_dim for module in (old, new))
+    narrow = new.word_embeddings.embedding_dim
     read = basis if old_projection is None else old_projection.weight.T.double() @ basis
     read = old.LayerNorm.weight.double()[:, None] * read
     read = read - read.mean(0)  # so that it reads x as it reads x less its mean
     x = torch.cat([x[b.mask] for b, x in zip(batches, sums, strict=True)]).double()
     leading = principal_basis(torch.cov((x / _deviation(x) @ read).T, correction=0), narrow - 2)
-    components = read @ leading
+    table_map, columns = _write_tables(new, old, read @ leading, longest=max(x.shape[1] for x in sums))
 
-    ones = torch.ones(narrow, 1).to(x)
-    free = torch.linalg.qr(torch.cat([ones, torch.eye(narrow).to(x)[:, :-1]], 1)).Q[:, 1:]  # orthogonal to the mean
-    table_map = nn.Linear(width, narrow, bias=False).to(student.device)
+    for batch, b in zip(inputs, batches, strict=True):
+        b.student = new(**embedding_inputs(batch))
+    fit, check = linear_moments((b.student[b.mask], b.teacher[b.mask].double() @ basis, b.check) for b in batches)
+    prior, both = columns @ leading.T, fit + check
+    bias = (both.cross[-1] - both.inputs[-1, :-1] @ prior) / both.inputs[-1, -1]
+    write_linear(projection, validated_ridge(fit, check, torch.cat([prior, bias[None]])))
+    for b in batches:
+        b.student = projection(b.student)
+    return table_map
+
+
+def _write_tables(new: nn.Module, old: nn.Module, components: Tensor, longest: int) -> tuple[nn.Linear, Tensor]:
+    """Tables [V, E] with LayerNorm(x')·columns ≈ x/σ(x)·components [D, E − 2]; returns their map and the columns.
+
+    One column is lost to the mean that the LayerNorm takes away. One is a ballast, by which it divides as the teacher's
+    does: with it a token's embedding has the length c·σ(x), where its components alone would all get the same length.
+    """
+    narrow = components.shape[1] + 2
+    ones = torch.ones(narrow, 1).to(components)
+    free = torch.linalg.qr(torch.cat([ones, torch.eye(narrow).to(ones)[:, :-1]], 1)).Q[:, 1:]  # orthogonal to the mean
+    table_map = nn.Linear(len(components), narrow, bias=False).to(components.device)
     table_map.weight.copy_((components @ free[:, :-1].T).T)
     map_tables(new, old, table_map)
-    longest = max(x.shape[1] for x in sums)
     usual = old.position_embeddings.weight[:longest].mean(0) + old.token_type_embeddings.weight[0]
     words = (old.word_embeddings.weight + usual).double()
     deviations, lengths = _deviation(words), (words @ components).norm(dim=1, keepdim=True)
@@ -118,16 +130,7 @@ def fit_factors(
     new.word_embeddings.weight.add_((ballast * free[:, -1]).float())
     nn.init.ones_(new.LayerNorm.weight)
     nn.init.zeros_(new.LayerNorm.bias)
-
-    for batch, b in zip(inputs, batches, strict=True):
-        b.student = new(**embedding_inputs(batch))
-    fit, check = linear_moments((b.student[b.mask], b.teacher[b.mask].double() @ basis, b.check) for b in batches)
-    prior, both = scale / narrow**0.5 * free[:, :-1] @ leading.T, fit + check
-    bias = (both.cross[-1] - both.inputs[-1, :-1] @ prior) / both.inputs[-1, -1]
-    write_linear(projection, validated_ridge(fit, check, torch.cat([prior, bias[None]])))
-    for b in batches:
-        b.student = projection(b.student)
-    return table_map
+    return table_map, scale / narrow**0.5 * free[:, :-1]
 
 
 def embedding_inputs(batch: dict) -> dict:

@@ -262,7 +262,8 @@ def _important_units(
 def fit_language_head(student, teacher, dense: str, norm: str, basis: Tensor, table_map: nn.Linear, pairs):
     """Fit LayerNorm(activation(dense(h))) so that its products with the mapped word table are the teacher's logits."""
     old, new = teacher.get_output_embeddings(), student.get_output_embeddings()
-    new.weight.copy_(old.weight.float() @ table_map.weight.T)
+    if new.weight is not student.get_input_embeddings().weight:
+        new.weight.copy_(old.weight.float() @ table_map.weight.T)
     # The t' whose logits Et' over the student's table are nearest to the teacher's logits Wt.
     gram = (new.weight.T @ new.weight).double()
     gram.diagonal().add_(1e-3 * gram.diagonal().mean())

@@ -6,6 +6,7 @@ import transformers
 from test_students import BERT, SMALL, build, outputs, rows
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertForSequenceClassification,
@@ -73,10 +74,11 @@ def test_a_factorised_student_is_nearer_to_the_teacher_than_a_random_one(tmp_pat
 
 
 @pytest.mark.parametrize("width", [5, 10, 18])
-def test_the_factors_are_nearly_the_best_of_their_width(width):
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForMaskedLM])
+def test_the_factors_are_nearly_the_best_of_their_width(model_class, width):
     # two columns of the tables go to the LayerNorm; one position, as the length of a token's sum is that of its row
     config = BertConfig(**BERT)
-    teacher, sample = build(BertForSequenceClassification, config), rows(200)
+    teacher, sample = build(model_class, config), rows(200)
     with torch.no_grad():
         teacher.bert.embeddings.position_embeddings.weight.zero_()
         teacher.bert.embeddings.LayerNorm.weight.uniform_(0.5, 2)
