@@ -113,7 +113,7 @@ def fit_factors(
 def _write_tables(new: nn.Module, old: nn.Module, components: Tensor, longest: int) -> tuple[nn.Linear, Tensor]:
     """Tables [V, E] with LayerNorm(x')·columns ≈ x/σ(x)·components [D, E − 2]; returns their map and the columns.
 
-    One column is lost to the mean that the LayerNorm takes away. One is a ballast, by which it divides as the teacher's
+    One column is lost to the mean that LayerNorm takes away. One is a ballast, by which it divides as the teacher's
     does: with it a token's embedding has the length c·σ(x), where its components alone would all get the same length.
     """
     narrow = components.shape[1] + 2
