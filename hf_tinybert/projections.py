@@ -7,14 +7,13 @@ no code of ours; saving, best-model loading and the Hub see the student without 
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 from transformers import PreTrainedModel
 
 from .activations import Activations
@@ -30,27 +29,16 @@ class Projections(nn.Module):
     """One linear map from the student's D to a teacher's for each loss that projects; its layers share it.
 
     `layers` is {loss name: pairs (student, teacher)} for each teacher, 0 being the embedding output. The maps to the
-    first teacher are named by the loss, those to the second `{loss}_teacher2`. Those of the losses named in
-    `orthonormal` have orthonormal columns and no bias.
+    first teacher are named by the loss, those to the second `{loss}_teacher2`.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[dict[str, LayerMapping]],
-        student_width: int,
-        teacher_widths: Sequence[int],
-        orthonormal: Collection[str] = (),
-    ):
+    def __init__(self, layers: Sequence[dict[str, LayerMapping]], student_width: int, teacher_widths: Sequence[int]):
         super().__init__()
         self.layers = layers
         self.count = sum(len(pairs) for of_teacher in layers for pairs in of_teacher.values())
         for teacher, width in enumerate(teacher_widths):
             for loss in layers[teacher]:
-                linear = nn.Linear(student_width, width, bias=loss not in orthonormal)
-                self.add_module(
-                    _name(loss, teacher),
-                    orthogonal(linear, orthogonal_map="cayley") if loss in orthonormal else linear,
-                )
+                self.add_module(_name(loss, teacher), nn.Linear(student_width, width))
 
     def forward(self, hidden_states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
         """Every projected state: teacher by teacher, loss by loss, in the order of `layers`."""
@@ -68,10 +56,7 @@ class Projections(nn.Module):
 
     @torch.no_grad()
     def fit(self, states: Iterable[tuple[Sequence[Tensor], Sequence[Activations], Tensor | slice]]) -> None:
-        """Start at the least-squares maps of `states`: the student's, the teachers', and where tokens are real.
-
-        Of an orthonormal one, at the nearest such matrix.
-        """
+        """Start at the least-squares maps of `states`: the student's, the teachers', and where tokens are real."""
         moments = defaultdict(Moments)
         for ours, teachers, real in states:
             for k, (teacher, of_teacher) in enumerate(zip(teachers, self.layers, strict=True)):
@@ -80,12 +65,7 @@ class Projections(nn.Module):
                         x, y = ours[m][real], teacher.hidden_states[g].to(ours[m].device)[real]
                         moments[_name(loss, k)].add(x.flatten(0, -2), y.flatten(0, -2))
         for name, found in moments.items():
-            linear, weight = getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4)
-            if linear.bias is None:
-                left, _, right = torch.linalg.svd(weight[:-1].T, full_matrices=False)
-                linear.weight = (left @ right).to(linear.weight)
-            else:
-                write_linear(linear, weight)
+            write_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
 
     @contextlib.contextmanager
     def attached(self, student: PreTrainedModel):
@@ -152,5 +132,4 @@ def build_projections(
         layers.append({loss.name: loss.hidden_layers(mapping) for loss in projecting})
     if not any(layers):
         return None
-    orthonormal = [loss.name for loss in losses if loss.projects_orthogonally]
-    return Projections(layers, width, widths, orthonormal).to(student.device, student.dtype)
+    return Projections(layers, width, widths).to(student.device, student.dtype)

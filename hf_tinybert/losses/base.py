@@ -19,8 +19,7 @@ class DistillationLoss(nn.Module):
     - `name`: the log shows the unweighted value as `{name}_loss`; unique in a trainer.
     - `reads`: what must be captured, of "attentions" (with "values"), "hidden_states", "logits" and "loss".
     - `projects`: whether student states come through a learned projection to the teacher's width, and
-      `projects_equal_widths`, default True, whether they do where the widths are equal; `projects_orthogonally`,
-      default False, whether it keeps angles: orthonormal columns, no bias.
+      `projects_equal_widths`, default True, whether they do where the widths are equal.
     - `needs_equal_heads`: whether student and teacher must have as many attention heads as each other.
     - `weight`: λ, default 1. Raises ValueError if it is not a finite number.
     """
@@ -29,7 +28,6 @@ class DistillationLoss(nn.Module):
     reads: frozenset[str] = frozenset()
     projects: bool = False
     projects_equal_widths: bool = True
-    projects_orthogonally: bool = False
     needs_equal_heads: bool = False
 
     def __init__(self, weight: float = 1.0):

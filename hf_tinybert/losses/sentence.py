@@ -28,8 +28,7 @@ def pool(hidden: Tensor, attention_mask: Tensor | None = None, pooling: str = "m
 class SentenceLoss(DistillationLoss):
     """L = 1 − cos(e_s, e_t) of the sentence embeddings, the pooled hidden states of the last mapped layers.
 
-    Where the student is narrower its embedding is projected first, by orthonormal columns: angles between its own
-    embeddings are those of the projected ones, so that nothing of what it has learned lies in the projection.
+    Where the widths differ the student's embedding is projected first.
     `pooling`: `"mean"` over real tokens (default) or `"first"`, what the teacher was trained with.
     """
 
@@ -37,7 +36,6 @@ class SentenceLoss(DistillationLoss):
     reads = frozenset({"hidden_states"})
     projects = True
     projects_equal_widths = False
-    projects_orthogonally = True
 
     def __init__(self, weight: float = 1.0, pooling: str = "mean"):
         super().__init__(weight)
