@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    AttentionInterface,
     BertConfig,
     BertForMaskedLM,
     BertForMultipleChoice,
@@ -224,6 +225,31 @@ def test_padding_extra_columns_and_the_kind_of_sample_change_nothing(teacher):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (BertForSequenceClassification, BertConfig(**BERT)),
+        (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
+        (ModernBertForSequenceClassification, ModernBertConfig(**BERT, attention_dropout=0.1, pad_token_id=0)),
+    ],
+)
+@pytest.mark.parametrize("probability", [None, 0.0])
+def test_dropout_of_attention_is_the_teachers_or_what_is_asked_for(model_class, config, probability):
+    dropouts = []
+
+    def attention(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
+        dropouts.append(dropout)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("watched", attention)
+    student = create_student(
+        build(model_class, config), num_hidden_layers=2, init="layers", attention_dropout=probability
+    )
+    student.set_attn_implementation("watched")
+    student(torch.tensor([rows(1)[0]["input_ids"]]))
+    assert dropouts == [0.1 if probability is None else probability] * 2
+
+
 def test_a_processing_class_pads(teacher):
     class OtherPadder:
         def pad(self, features, return_tensors):
@@ -306,6 +332,7 @@ def test_a_saved_student_loads_again(teacher, tmp_path):
         ({"hidden_size": 16, "sample": [{"text": "a"}]}, "input_ids"),
         ({"num_hidden_layers": 2, "layer_mapping": [3, 2]}, "increase"),
         ({"embedding_size": 25}, "embedding_size=25"),
+        ({"attention_dropout": 1.0}, r"attention_dropout=1\.0 must lie in \[0, 1\)"),
         ({"embedding_size": 2}, "embedding_size=2 must lie between 3"),
         ({"embedding_size": 20, "hidden_size": 16}, "embedding_size=20 must lie"),
         ({"embedding_size": 8, "init": "layers"}, "embedding_size differs"),
