@@ -69,7 +69,8 @@ def row(runs: list[dict]) -> list[str]:
     settings, seconds = runs[-1]["settings"], [run["results"]["seconds"] for run in runs]
     size = settings["student"]
     if not isinstance(size, str):
-        size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size)
+        narrow = f", tables of {size['embedding_size']}" if "embedding_size" in size else ""
+        size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size) + narrow
     steps = [(name, settings["steps"][name]) for name in ("intermediate", "prediction")]
     steps = [
         f"{name}: {arguments['num_train_epochs']:g}, {' '.join(arguments['loss_type'])}"
