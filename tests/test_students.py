@@ -8,7 +8,6 @@ from datasets import Dataset
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
-    AttentionInterface,
     BertConfig,
     BertForMaskedLM,
     BertForMultipleChoice,
@@ -24,6 +23,7 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForMaskedLM,
+    ElectraForMultipleChoice,
     ElectraForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
@@ -228,26 +228,21 @@ def test_padding_extra_columns_and_the_kind_of_sample_change_nothing(teacher):
 @pytest.mark.parametrize(
     ("model_class", "config"),
     [
+        (BertForSequenceClassification, BertConfig(**BERT, classifier_dropout=0.2)),
         (BertForSequenceClassification, BertConfig(**BERT)),
         (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
+        (ElectraForMultipleChoice, ElectraConfig(**BERT, embedding_size=16)),
         (ModernBertForSequenceClassification, ModernBertConfig(**BERT, attention_dropout=0.1, pad_token_id=0)),
     ],
 )
-@pytest.mark.parametrize("probability", [None, 0.0])
-def test_dropout_of_attention_is_the_teachers_or_what_is_asked_for(model_class, config, probability):
-    dropouts = []
-
-    def attention(module, query, key, value, attention_mask, dropout=0.0, **kwargs):
-        dropouts.append(dropout)
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("watched", attention)
-    student = create_student(
-        build(model_class, config), num_hidden_layers=2, init="layers", attention_dropout=probability
-    )
-    student.set_attn_implementation("watched")
-    student(torch.tensor([rows(1)[0]["input_ids"]]))
-    assert dropouts == [0.1 if probability is None else probability] * 2
+def test_without_dropout_training_and_evaluation_are_one(model_class, config):
+    teacher, ids = build(model_class, config), torch.tensor([row["input_ids"][:4] for row in rows(8)])
+    ids = ids[None] if model_class is ElectraForMultipleChoice else ids
+    for dropout in (None, 0.0):
+        student = create_student(teacher, num_hidden_layers=2, init="layers", dropout=dropout)
+        assert student.training
+        trained, evaluated = student(ids).logits, student.eval()(ids).logits
+        assert torch.equal(trained, evaluated) == (dropout == 0)
 
 
 def test_a_processing_class_pads(teacher):
@@ -332,7 +327,7 @@ def test_a_saved_student_loads_again(teacher, tmp_path):
         ({"hidden_size": 16, "sample": [{"text": "a"}]}, "input_ids"),
         ({"num_hidden_layers": 2, "layer_mapping": [3, 2]}, "increase"),
         ({"embedding_size": 25}, "embedding_size=25"),
-        ({"attention_dropout": 1.0}, r"attention_dropout=1\.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout=1\.0 must lie in \[0, 1\)"),
         ({"embedding_size": 2}, "embedding_size=2 must lie between 3"),
         ({"embedding_size": 20, "hidden_size": 16}, "embedding_size=20 must lie"),
         ({"embedding_size": 8, "init": "layers"}, "embedding_size differs"),
