@@ -171,8 +171,9 @@ def _model(task: Task, name: str):
 
 
 def _student(options: Options) -> dict[str, int] | str:
-    narrow = {"embedding_size": options.embedding_size} if options.embedding_size else {}
-    return options.student or dict(zip(TINYBERT4, options.size, strict=True)) | narrow
+    more = {name: getattr(options, name) for name in ("embedding_size", "dropout")}
+    more = {name: value for name, value in more.items() if value is not None}
+    return options.student or dict(zip(TINYBERT4, options.size, strict=True)) | more
 
 
 def _augmentation(options: Options) -> Augmentation:
@@ -236,6 +237,7 @@ def _student_flags() -> argparse.ArgumentParser:
     group.add_argument("--student", help="Hub id or folder, instead of making one of --size")
     group.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=SIZES)
     group.add_argument("--embedding_size", type=int, help="factorise the token embeddings, e.g. 128")
+    group.add_argument("--dropout", type=float, help="of the student, e.g. 0; default: the teacher's")
     group.add_argument("--init", choices=INITS, default="teacher", help="teacher: cut out of it on --sample rows")
     group.add_argument("--sample", type=int, default=2000)
     steps = parser.add_argument_group("steps: DistillationArguments of one of them, as KEY=VALUE")

@@ -25,6 +25,7 @@ parser.add_argument("--rows", type=int, help="train on this many rows only, draw
 parser.add_argument("--teacher", required=True, help="Hub id or folder; fine-tuned first if it has no head")
 parser.add_argument("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
 parser.add_argument("--embedding_size", type=int, help="factorise the token embeddings, e.g. 128")
+parser.add_argument("--dropout", type=float, help="of the student, e.g. 0; default: the teacher's")
 parser.add_argument("--student", help="Hub id or folder of a student, instead of creating one of --size")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
 parser.add_argument("--sample", type=int, default=2000, help="rows that init=teacher reads")
@@ -58,14 +59,15 @@ if options.augment:
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
-narrow = {"embedding_size": options.embedding_size} if options.embedding_size else {}
+more = {"embedding_size": options.embedding_size, "dropout": options.dropout}
+more = {name: value for name, value in more.items() if value is not None}
 output_dir = options.output_dir or Path("runs") / options.task
 results = task_distillation(
     task,
     data,
     options.teacher,
     output_dir,
-    student=options.student or dict(zip(TINYBERT4, options.size, strict=True)) | narrow,
+    student=options.student or dict(zip(TINYBERT4, options.size, strict=True)) | more,
     init=options.init,
     sample=options.sample,
     augmentation=augmentation,

@@ -48,7 +48,7 @@ def run(verb, *flags) -> int:
 
 
 def test_distil_then_evaluate_report_and_export(folder, capsys):
-    flags = (*DATA, *SIZE, *QUICK, "--sample", 8, "--seed", 3)
+    flags = (*DATA, *SIZE, *QUICK, "--sample", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
     assert (
         run("distill", *flags, "--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
         == 0
@@ -60,6 +60,7 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     assert settings["steps"]["intermediate"]["seed"] == 3
     student = AutoModelForSequenceClassification.from_pretrained("run/student")
     assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
+    assert (student.config.embedding_size, student.config.hidden_dropout_prob) == (8, 0)
 
     assert run("evaluate", "run/student", *DATA) == 0
     assert json.loads(capsys.readouterr().out) == {"validation": pytest.approx(results["student"]["validation"])}
