@@ -43,20 +43,18 @@ def create_student(
     embedding_size: int | None = None,
     dropout: float | None = None,
 ) -> PreTrainedModel:
-    """A smaller model of the teacher's class, labels and vocabulary; sizes left at None are the teacher's.
+    """A smaller model of the teacher's class, labels and vocabulary; sizes and `dropout` at None are the teacher's.
 
-    `embedding_size` E below `hidden_size` factorises the token embeddings, V×D into V×E and E×D (Lan et al., 2020,
-    section 3.1): the student of an ELECTRA stays one, that of a BERT is an ALBERT whose layers share nothing.
-    `dropout`, of everything, is the teacher's; at 0 a student learned more in a few epochs (CoLA) and faster.
     - `init="teacher"`: layer m starts from teacher layer g(m) of `layer_mapping`, cut to the new sizes and refitted by
-      least squares on `sample`: a few hundred tokenised rows without labels, a `datasets.Dataset` or a list of dicts,
-      padded by `processing_class.pad` or with the config's `pad_token_id`. Optional where only layers are dropped.
+      least squares on `sample`, a few hundred tokenised rows without labels (a `datasets.Dataset` or a list of dicts,
+      padded by `processing_class.pad` or with `pad_token_id`). Optional where only layers are dropped.
     - `init="layers"`: teacher layers g(m) copied; only the number of layers may differ from the teacher.
     - `init="random"`: the architecture's own initialisation, drawn from the global random state.
+    - `embedding_size` E below `hidden_size`: token embeddings in two factors, V×E and E×D (Lan et al., 2020, section
+      3.1); the student of an ELECTRA stays one, that of a BERT is an ALBERT whose layers share nothing.
 
-    The student is float32, in training mode, on the teacher's device; the teacher is left as it was. Its config says
-    how it was made (`config.distillation`, see `lineage`). Raises ValueError for sizes, an init or a sample that
-    cannot work, naming what to change.
+    It is float32, in training mode, on the teacher's device; its config says how it was made (`lineage`). Raises
+    ValueError for sizes, an init or a sample that cannot work, naming what to change.
     """
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
