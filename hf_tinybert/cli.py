@@ -170,9 +170,8 @@ def _model(task: Task, name: str):
     return model
 
 
-def _student(options: Options) -> dict[str, int] | str:
-    more = {name: getattr(options, name) for name in ("embedding_size", "dropout")}
-    more = {name: value for name, value in more.items() if value is not None}
+def _student(options: Options) -> dict[str, float] | str:
+    more = {name: x for name in ("embedding_size", "dropout") if (x := getattr(options, name)) is not None}
     return options.student or dict(zip(TINYBERT4, options.size, strict=True)) | more
 
 

@@ -59,8 +59,7 @@ if options.augment:
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
-more = {"embedding_size": options.embedding_size, "dropout": options.dropout}
-more = {name: value for name, value in more.items() if value is not None}
+more = {name: x for name in ("embedding_size", "dropout") if (x := getattr(options, name)) is not None}
 output_dir = options.output_dir or Path("runs") / options.task
 results = task_distillation(
     task,

@@ -27,6 +27,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from hf_tinybert import GLUE, TINYBERT4, DistillationArguments, DistillationTrainer, cache_logits, create_student
 
+OURS = ("ours", "kept", "packed", "packed, random")
+VARIANTS = (*OURS[1:], "plain", "usual", "padded")
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, default="sst2")
 parser.add_argument("--data", default="nyu-mll/glue")
@@ -36,6 +38,7 @@ parser.add_argument("--rows", type=int, default=16000)
 parser.add_argument("--batch_size", type=int, default=32)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="beside `ours`; default: all")
 options = parser.parse_args()
 
 
@@ -75,11 +78,11 @@ def epoch(variant: str, intermediate: bool, epochs: float = 1) -> float:
     if variant == "plain":
         args = transformers.TrainingArguments(**args, **grouped)
         trainer = Trainer(**common, args=args, processing_class=tokenizer)
-    elif variant in ("ours", "kept", "packed", "packed, random"):
+    elif variant in OURS:
         losses = ["attention", "hidden", "embedding"] if intermediate else ["prediction"]
         kept = {"teacher_cache_gb": 20 if variant == "kept" else 0, "num_train_epochs": epochs}
-        order = {"train_sampling_strategy": "random"} if variant == "packed, random" else grouped
-        packed = "packed" in variant
+        order = {} if variant == "packed, random" else grouped
+        packed = variant in ("packed", "packed, random")
         args = DistillationArguments(**args | kept | order, loss_type=losses, padding_free=packed)
         trainer = DistillationTrainer(**common, args=args, processing_class=tokenizer, teacher_model=teacher)
     else:
@@ -103,8 +106,8 @@ seconds = epoch("kept", intermediate=True, epochs=2)  # one epoch alone would no
 results.append({"step": "activations, once", "kept s": perf_counter() - start - seconds})
 kept_bytes = sum(file.stat().st_size for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
 for intermediate in (True, False):
-    variants = ("kept", "packed", "packed, random") if intermediate else ("plain",)
-    runs = {name: [] for name in ("ours", *variants, "usual", "padded")}
+    left_out = "plain" if intermediate else "kept"
+    runs = {name: [] for name in ("ours", *options.variants) if name != left_out}
     for _ in range(options.rounds):
         for name, seconds in runs.items():
             seconds.append(epoch(name, intermediate))
