@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/__init__.py").read_text(encoding="utf8")).group(1)
+version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/version.py").read_text(encoding="utf8")).group(1)
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 REPORT = ["matplotlib>=3.10", *EXPORT]
 

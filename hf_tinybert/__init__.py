@@ -1,12 +1,9 @@
 """hf_tinybert: layer-wise distillation of Transformer encoders as a drop-in `transformers.Trainer`."""
 
-from .arguments import DistillationArguments
-from .augmentation import Augmentation, WordVectors
-from .doctor import diagnose
-from .export import export_onnx, load_onnx, quantize_onnx, save_half
-from .hub import push_folder
+from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_similarity
+from .evaluation.report import StudentReport
+from .evaluation.sentence_embeddings import sentence_embeddings
 from .layer_mapping import map_layers
-from .logit_cache import cache_logits
 from .losses import (
     AttentionKLLoss,
     AttentionLoss,
@@ -21,12 +18,13 @@ from .losses import (
     SentenceLoss,
     TaskLoss,
 )
-from .model_card import extend_card
-from .pipelines import general_distillation, task_distillation
-from .plots import plot_attention, plot_latency, plot_losses, plot_similarity
-from .report import StudentReport
-from .sentence_embeddings import sentence_embeddings
-from .students import TINYBERT4, TINYBERT6, create_student
+from .models.export import export_onnx, load_onnx, quantize_onnx, save_half
+from .models.vocabulary import transfer_vocabulary, trim_vocabulary
+from .pipelines.doctor import diagnose
+from .pipelines.task import general_distillation, task_distillation
+from .publishing.hub import push_folder
+from .publishing.model_card import extend_card
+from .students.create import TINYBERT4, TINYBERT6, create_student
 from .tasks import (
     GLUE,
     SQUAD,
@@ -41,10 +39,11 @@ from .tasks import (
     read_squad,
     squad_scores,
 )
-from .trainer import DistillationTrainer
-from .vocabulary import swap_vocabulary, trim_vocabulary
-
-__version__ = "0.1.0"
+from .tasks.augmentation import Augmentation, WordVectors
+from .teachers import cache_logits
+from .training.arguments import DistillationArguments
+from .training.trainer import DistillationTrainer
+from .version import __version__
 
 __all__ = [
     "GLUE",
@@ -94,7 +93,7 @@ __all__ = [
     "save_half",
     "sentence_embeddings",
     "squad_scores",
-    "swap_vocabulary",
     "task_distillation",
+    "transfer_vocabulary",
     "trim_vocabulary",
 ]

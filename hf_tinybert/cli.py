@@ -20,19 +20,19 @@ from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from .arguments import DistillationArguments
-from .augmentation import Augmentation, WordVectors
-from .doctor import Check, diagnose, to_table
-from .export import export_onnx, quantize_onnx, save_half
-from .hub import push_folder
-from .loading import from_pretrained, load_tokenizer
-from .pipelines import evaluate as evaluate_task
-from .pipelines import task_distillation
-from .plots import plot_attention, plot_similarity
-from .report import StudentReport
-from .students import INITS, TINYBERT4
+from .evaluation.plots import plot_attention, plot_similarity
+from .evaluation.report import StudentReport
+from .models.export import export_onnx, quantize_onnx, save_half
+from .models.loading import from_pretrained, load_tokenizer
+from .pipelines.doctor import Check, diagnose, to_table
+from .pipelines.task import evaluate as evaluate_task
+from .pipelines.task import task_distillation
+from .publishing.hub import push_folder
+from .students.create import INITS, TINYBERT4
 from .tasks import TASKS, Task, TextClassification
+from .tasks.augmentation import Augmentation, WordVectors
 from .teachers import load_teacher
+from .training.arguments import DistillationArguments
 
 STEPS = ("fine_tuning", "intermediate", "prediction")
 EXAMPLES = """examples:
@@ -61,7 +61,7 @@ def distill(options: Options) -> None:
     task, data = _task(options)
     steps = {step: _settings(getattr(options, step)) for step in STEPS}
     augmentation = _augmentation(options) if options.copies else None
-    student = {"init": options.init, "sample": options.sample, "student": _student(options)}
+    student = {"init": options.init, "calibration_rows": options.calibration_rows, "student": _student(options)}
     arguments = _trainer_arguments(options)
     folder = arguments.pop("output_dir")
     results = task_distillation(
@@ -154,7 +154,7 @@ def _task(options: Options) -> tuple[Task, datasets.DatasetDict]:
     elif options.data:
         loaded = datasets.load_dataset(options.data, options.subset)
         settings = {"label": options.label, "validation": options.validation, "max_length": options.max_length}
-        task, data = TextClassification.of(loaded, options.text, **settings)
+        task, data = TextClassification.from_dataset(loaded, options.text, **settings)
     else:
         raise ValueError("Say which data: --task, a known one, or --data, a Hub id or folder.")
     if options.rows:
@@ -237,8 +237,10 @@ def _student_flags() -> argparse.ArgumentParser:
     group.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=SIZES)
     group.add_argument("--embedding_size", type=int, help="factorise the token embeddings, e.g. 128")
     group.add_argument("--dropout", type=float, help="of the student, e.g. 0; default: the teacher's")
-    group.add_argument("--init", choices=INITS, default="teacher", help="teacher: cut out of it on --sample rows")
-    group.add_argument("--sample", type=int, default=2000)
+    group.add_argument(
+        "--init", choices=INITS, default="teacher", help="teacher: cut out of it on --calibration_rows rows"
+    )
+    group.add_argument("--calibration_rows", type=int, default=2000)
     steps = parser.add_argument_group("steps: DistillationArguments of one of them, as KEY=VALUE")
     for step in STEPS:
         steps.add_argument(f"--{step}", nargs="+", default=[], metavar="KEY=VALUE")

@@ -1,17 +1,15 @@
-"""Where a student comes from: a plain dict in its config, `config.distillation`, which saving and loading keep.
+"""Where a student comes from, as dataclasses that are stored in its configuration, `config.distillation`.
 
-- Of `create_student`: `teacher`, `teacher_revision`, `init`, `layers` (the teacher's, for each of the student's),
-  `sample` (rows); of a student that comes from elsewhere: `start`, `start_revision`.
-- `stages`: what each training taught it (`describe_stage`), several teachers as a list `teachers`.
-
-A model is named by its Hub id and commit, or "./folder" without the path to it; None where it was made in memory.
+The configuration holds plain dictionaries, which saving and loading keep. A model is named by its Hub id and commit,
+or by "./folder" without the path to it; its name is None if it was made in memory.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,37 +25,175 @@ from transformers.trainer_utils import has_length
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import resolve_revision
 
-from .losses import DistillationLoss, PredictionLoss
+ATTRIBUTE = "distillation"
 
 
-def lineage_of(config: PretrainedConfig) -> dict[str, Any] | None:
-    """`config.distillation`; None where there is none."""
-    return vars(config).get("distillation")
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model: its Hub id or "./folder", its commit on the Hub, and the model that it was fine-tuned from."""
+
+    name: str | None = None
+    revision: str | None = None
+    finetuned_from: "ModelRecord | None" = None
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> "ModelRecord":
+        """The model that `config` belongs to.
+
+        The commit is that of `stamp`, which transformers 5 leaves out, or else the only one in the cache.
+        """
+        name, revision = config.name_or_path or None, None
+        if name and is_hub_id(name):
+            snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+            cached = [folder.name for folder in snapshots.glob("*")]
+            revision = vars(config).get("_commit_hash") or (cached[0] if len(cached) == 1 else None)
+        elif name:
+            name = f"./{Path(name).name}"
+        lineage = Lineage.from_config(config)
+        return cls(name, revision, lineage and lineage.finetuned_from)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "ModelRecord | None":
+        """The record that `dataclasses.asdict` wrote."""
+        return values and cls(**{**values, "finetuned_from": cls.from_dict(values["finetuned_from"])})
+
+    @property
+    def hub_id(self) -> str | None:
+        """The nearest model on the Hub: this one, or the one that it was fine-tuned from."""
+        if self.name and not self.name.startswith("./"):
+            return self.name
+        return self.finetuned_from and self.finetuned_from.hub_id
 
 
-def origin(config: PretrainedConfig, what: str) -> dict[str, Any]:
-    """{what: name, what_revision: commit} of the model that `config` belongs to, and what it was fine-tuned from.
+@dataclass(frozen=True)
+class LossRecord:
+    """A loss of a stage: its weight λ, its settings and citation, the schedule of λ, and what balanced it."""
 
-    The commit is `config._commit_hash` (`stamp`), which transformers 5 leaves out, or else the only one in the cache.
+    name: str
+    weight: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    citation: str | None = None
+    schedule: str = "constant"
+    factor: float | None = None
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """A teacher of a stage: its weight, and the pairs (student layer, teacher layer) that the losses read."""
+
+    model: ModelRecord
+    weight: float
+    layer_mapping: list[list[int]]
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """A data set; a field that the data set does not tell is None."""
+
+    name: str | None = None
+    config: str | None = None
+    split: str | None = None
+    rows: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def from_rows(cls, rows: Any, name: str | None = None) -> "DataRecord":
+        """The record of a data set; `name` is for a `datasets.Dataset` from bare files, which has none of its own."""
+        config = split = digest = None
+        if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+            if name is None and rows.info.dataset_name != rows.info.builder_name:
+                name, config = rows.info.dataset_name, rows.info.config_name
+            split = rows.split and str(rows.split)
+        if isinstance(rows, datasets.Dataset):
+            digest = fingerprint(rows)
+        return cls(name, config, split, len(rows) if has_length(rows) else None, digest)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a student. `max_steps` is None if `epochs` decides, and the other way round."""
+
+    losses: list[LossRecord]
+    teachers: list[TeacherRecord]
+    teacher_logits: str
+    data: DataRecord
+    augmentation: Mapping[str, Any] | None
+    epochs: float | None
+    max_steps: int | None
+    learning_rate: float
+    batch_size: int
+    seed: int
+    precision: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
+        """The stage that `dataclasses.asdict` wrote."""
+        teachers = [
+            TeacherRecord(ModelRecord.from_dict(teacher["model"]), teacher["weight"], teacher["layer_mapping"])
+            for teacher in values["teachers"]
+        ]
+        losses = [LossRecord(**loss) for loss in values["losses"]]
+        return cls(**{**values, "losses": losses, "teachers": teachers, "data": DataRecord(**values["data"])})
+
+    def balanced(self, factors: Mapping[str, float]) -> "Stage":
+        """The stage with the factors that balanced its losses; a loss without one keeps its own."""
+        losses = [replace(loss, factor=factors.get(loss.name, loss.factor)) for loss in self.losses]
+        return replace(self, losses=losses)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The factors that balanced the losses; empty if none did."""
+        return {loss.name: loss.factor for loss in self.losses if loss.factor is not None}
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a model comes from.
+
+    Args:
+        teacher: The teacher that `create_student` made it from.
+        start: The model that its training started from, if `create_student` did not make it.
+        finetuned_from: The model that a teacher was fine-tuned from.
+        init: The `init` of `create_student`.
+        layers: The teacher layer that each layer started from, counted from 1.
+        calibration_rows: The number of rows that it was fitted on.
+        stages: What each training taught it.
     """
-    name, commit = config._name_or_path or None, None
-    if name and is_hub_id(name):
-        snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
-        cached = [folder.name for folder in snapshots.glob("*")]
-        commit = vars(config).get("_commit_hash") or (cached[0] if len(cached) == 1 else None)
-    elif name:
-        name = f"./{Path(name).name}"
-    source = {key: value for key, value in (lineage_of(config) or {}).items() if key.startswith("finetuned_from")}
-    return {what: name, f"{what}_revision": commit} | {f"{what}_{key}": value for key, value in source.items()}
 
+    teacher: ModelRecord | None = None
+    start: ModelRecord | None = None
+    finetuned_from: ModelRecord | None = None
+    init: str | None = None
+    layers: list[int] | None = None
+    calibration_rows: int | None = None
+    stages: list[Stage] = field(default_factory=list)
 
-def finetuned_from(config: PretrainedConfig) -> dict[str, Any]:
-    """The `distillation` of a teacher that is about to be fine-tuned: its origin is then the student's too."""
-    return origin(config, "finetuned_from") | {"stages": []}
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Lineage":
+        """The lineage that `dataclasses.asdict` wrote."""
+        models = {name: ModelRecord.from_dict(values[name]) for name in ("teacher", "start", "finetuned_from")}
+        return cls(**{**values, **models, "stages": [Stage.from_dict(stage) for stage in values["stages"]]})
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> "Lineage | None":
+        """The lineage that a configuration holds; None if it holds none."""
+        values = vars(config).get(ATTRIBUTE)
+        return values and cls.from_dict(values)
+
+    def write(self, config: PretrainedConfig) -> None:
+        """Store the lineage in a configuration."""
+        setattr(config, ATTRIBUTE, asdict(self))
+
+    @property
+    def hub_ids(self) -> list[str]:
+        """The Hub ids of all teachers, each once; of a local one the model that it was fine-tuned from."""
+        taught = chain.from_iterable(stage.teachers for stage in self.stages)
+        models = [self.teacher, *(teacher.model for teacher in taught)]
+        return list(dict.fromkeys(model.hub_id for model in models if model and model.hub_id))
 
 
 def stamp(config: PretrainedConfig, name_or_path: str | Path, revision: str | None = None) -> None:
-    """Say in `config`, not in its file, which commit a Hub id was just loaded from."""
+    """Remember in `config`, though not in its file, the commit that a Hub id was just loaded from."""
     loaded = resolve_revision(name_or_path, revision, local_files_only=True)
     config._commit_hash = loaded.resolved if isinstance(loaded, ResolvedRevision) else None
 
@@ -71,33 +207,13 @@ def is_hub_id(name: str) -> bool:
     return not os.path.isdir(name)
 
 
-def hub_ids(lineage: Mapping[str, Any]) -> list[str]:
-    """The Hub ids of all teachers, each once; of a local one what it was fine-tuned from."""
-    steps = [lineage, *chain.from_iterable(map(teachers_of, lineage["stages"]))]
-    names = [step.get(key) for step in steps for key in ("teacher", "teacher_finetuned_from")]
-    return list(dict.fromkeys(name for name in names if name and not name.startswith("./")))
-
-
-def describe_data(rows, name: str | None = None) -> dict[str, Any]:
-    """Name, config, split, number of rows and fingerprint, each None where the data set does not say it.
-
-    A `datasets.Dataset` loaded from bare files has no name of its own: pass `name`.
-    """
-    facts = {"name": name, "config": None, "split": None, "rows": len(rows) if has_length(rows) else None}
-    facts["fingerprint"] = None
-    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        if name is None and rows.info.dataset_name != rows.info.builder_name:
-            facts |= {"name": rows.info.dataset_name, "config": rows.info.config_name}
-        facts["split"] = rows.split and str(rows.split)
-    if isinstance(rows, datasets.Dataset):
-        facts["fingerprint"] = fingerprint(rows)
-    return facts
-
-
 def fingerprint(rows: datasets.Dataset) -> str | None:
-    """16 hex digits of the SHA-256 of all tokens and labels in their order, whatever their integer type or cache.
+    """16 hexadecimal digits of the SHA-256 of all tokens and labels in order, whatever their integer type or cache.
 
-    None without a column `input_ids`. `datasets`' own fingerprint depends on paths and times of files.
+    `datasets`' own fingerprint depends on paths and times of files.
+
+    Returns:
+        None without a column `input_ids`.
     """
     names = ("input_ids", "labels", "label", "start_positions", "end_positions")
     columns = [name for name in names if name in rows.column_names]
@@ -114,73 +230,41 @@ def fingerprint(rows: datasets.Dataset) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def describe_teacher(
-    config: PretrainedConfig | None, layers: Iterable[tuple[int, int]], weight: float = 1.0
-) -> dict[str, Any]:
-    """A teacher of a stage, None where there is none: `layers` are the pairs that the losses read."""
-    facts = {"teacher": None, "teacher_revision": None} if config is None else origin(config, "teacher")
-    return {"layer_mapping": [list(pair) for pair in sorted(set(layers))], **facts, "weight": weight}
-
-
-def teachers_of(stage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Each teacher of a stage: its name and origin, `layer_mapping` and, of several, its `weight`."""
-    return stage.get("teachers", [stage])
-
-
-def describe_stage(
-    losses: Iterable[DistillationLoss],
-    teachers: Sequence[Mapping[str, Any]],
-    args,
-    data: Mapping[str, Any],
-    augmentation: Mapping[str, Any] | None,
-    batch_size: int,
-) -> dict[str, Any]:
-    """One training: `teachers` are described by `describe_teacher`, `args` its `DistillationArguments`."""
-    losses = list(losses)
-    temperatures = [loss.temperature for loss in losses if isinstance(loss, PredictionLoss)]
-    schedules = dict(zip([loss.name for loss in losses], args.loss_schedules or [], strict=False))
-    one = {name: value for name, value in teachers[0].items() if name != "weight"}
-    several = {"teachers": [*map(dict, teachers)], "teacher_logits": args.teacher_logits}
-    return {
-        "losses": {loss.name: loss.weight for loss in losses},
-        **({"loss_schedules": schedules} if schedules else {}),
-        **(one if len(teachers) == 1 else several),
-        **({"temperature": temperatures[0]} if temperatures else {}),
-        "data": dict(data),
-        "augmentation": augmentation and dict(augmentation),
-        **({"max_steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}),
-        "learning_rate": args.learning_rate,
-        "batch_size": batch_size,
-        "seed": args.seed,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-    }
-
-
 @contextmanager
-def recorded(config: PretrainedConfig, stage: Mapping[str, Any]) -> Iterator[None]:
-    """The stage is in `config.distillation` from now on; an exception takes it out again."""
-    before = lineage_of(config)
-    lineage = before or {**origin(config, "start"), "stages": []}
-    config.distillation = {**lineage, "stages": [*lineage["stages"], dict(stage)]}
+def recorded(config: PretrainedConfig, stage: Stage) -> Iterator[None]:
+    """Add `stage` to the lineage in `config`; an exception inside removes it again."""
+    before = Lineage.from_config(config)
+    lineage = before or Lineage(start=ModelRecord.from_config(config))
+    replace(lineage, stages=[*lineage.stages, stage]).write(config)
     try:
         yield
     except BaseException:
         if before is None:
-            del config.distillation
+            delattr(config, ATTRIBUTE)
         else:
-            config.distillation = before
+            before.write(config)
         raise
 
 
-def resume(config: PretrainedConfig, checkpoint: str | Path) -> dict[str, Any]:
-    """Take the lineage from where the weights come from; the stage that goes on, returned, replaces its last one.
+def last_stage(config: PretrainedConfig) -> Stage:
+    """The last stage in the lineage of `config`."""
+    return Lineage.from_config(config).stages[-1]
 
-    What balanced that stage's losses goes on with it.
+
+def replace_last_stage(config: PretrainedConfig, stage: Stage) -> None:
+    """Put `stage` in the place of the last one in the lineage of `config`."""
+    lineage = Lineage.from_config(config)
+    replace(lineage, stages=[*lineage.stages[:-1], stage]).write(config)
+
+
+def resume(config: PretrainedConfig, checkpoint: str | Path) -> None:
+    """Take the lineage from the checkpoint that training goes on from; the present stage replaces its last one.
+
+    The factors that balanced the losses of the checkpoint's last stage stay.
     """
-    path, stage = Path(checkpoint, CONFIG_NAME), config.distillation["stages"][-1]
-    saved = json.loads(path.read_text()).get("distillation") if path.is_file() else None
+    path, stage = Path(checkpoint, CONFIG_NAME), last_stage(config)
+    saved = json.loads(path.read_text(encoding="utf8")).get(ATTRIBUTE) if path.is_file() else None
     if saved and saved["stages"]:
-        *before, last = saved["stages"]
-        stage |= {name: last[name] for name in ("loss_factors",) if name in last}
-        config.distillation = {**saved, "stages": [*before, stage]}
-    return stage
+        lineage = Lineage.from_dict(saved)
+        stage = stage.balanced(lineage.stages[-1].factors)
+        replace(lineage, stages=[*lineage.stages[:-1], stage]).write(config)

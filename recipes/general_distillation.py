@@ -28,7 +28,7 @@ parser.add_argument("--stream", action="store_true", help="read while training, 
 parser.add_argument("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
 parser.add_argument("--student", help="Hub id or folder of a student to go on with, instead of creating one")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
-parser.add_argument("--sample", type=int, default=500, help="sequences that init=teacher reads")
+parser.add_argument("--calibration_rows", type=int, default=500, help="sequences that init=teacher reads")
 parser.add_argument("--max_length", type=int, default=128)
 parser.add_argument("--unpacked", action="store_true", help="one text a sequence, grouped by length")
 parser.add_argument("--losses", nargs="+", default=["attention", "hidden", "embedding"])
@@ -55,7 +55,7 @@ general_distillation(
     options.output_dir,
     student=options.student or dict(zip(TINYBERT4, options.size, strict=True)),
     init=options.init,
-    sample=options.sample,
+    calibration_rows=options.calibration_rows,
     text=options.text,
     max_length=options.max_length,
     packed=not options.unpacked,

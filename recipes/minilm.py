@@ -58,7 +58,7 @@ general_distillation(
     options.output_dir,
     student=dict(zip(TINYBERT4, options.size, strict=True)),
     init=options.init,
-    sample=sample,
+    calibration_rows=sample,
     max_length=options.max_length,
     loss_type=["relation"] if options.version == 2 else ["minilm"],
     relation_heads=options.relation_heads,

@@ -54,7 +54,7 @@ else:
 if options.rows:
     data["train"] = data["train"].shuffle(seed=0).select(range(options.rows))
 columns = {"tokens": options.tokens, "tags": options.tags, "validation": ("validation", "test")}
-task, data = TokenClassification.of(data, **columns, max_length=options.max_length)
+task, data = TokenClassification.from_dataset(data, **columns, max_length=options.max_length)
 size = dict(zip(TINYBERT4, options.size, strict=True))
 epochs = [options.fine_tuning_epochs, options.intermediate_epochs, options.prediction_epochs]
 if options.smoke:

@@ -83,7 +83,7 @@ scores, models, epochs = {}, {}, options.epochs
 run("teacher", teacher, 2 if loading["missing_keys"] else 0, 5e-5)
 size = dict(zip(TINYBERT4, options.size, strict=True))
 sample = data["train"].select(range(min(512, len(data["train"]))))
-student = create_student(teacher, **size, sample=sample)
+student = create_student(teacher, **size, calibration_dataset=sample)
 cut, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
 run("student_cut_untrained", student, 0)
 run("student_after_intermediate", student, epochs, teacher=teacher, loss_type=["attention", "hidden", "embedding"])

@@ -28,7 +28,7 @@ parser.add_argument("--embedding_size", type=int, help="factorise the token embe
 parser.add_argument("--dropout", type=float, help="of the student, e.g. 0; default: the teacher's")
 parser.add_argument("--student", help="Hub id or folder of a student, instead of creating one of --size")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
-parser.add_argument("--sample", type=int, default=2000, help="rows that init=teacher reads")
+parser.add_argument("--calibration_rows", type=int, default=2000, help="rows that init=teacher reads")
 parser.add_argument("--augment", type=int, default=0, help="variants of each row (the paper: 20)")
 parser.add_argument("--masked_lm", default="bert-base-uncased", help="Hub id or folder, for the augmentation")
 parser.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and its words, for the same")
@@ -68,7 +68,7 @@ results = task_distillation(
     output_dir,
     student=options.student or dict(zip(TINYBERT4, options.size, strict=True)) | more,
     init=options.init,
-    sample=options.sample,
+    calibration_rows=options.calibration_rows,
     augmentation=augmentation,
     fine_tuning={"num_train_epochs": options.fine_tuning_epochs},
     intermediate={

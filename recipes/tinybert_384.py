@@ -56,7 +56,7 @@ if student is None:
         general,
         student=dict(zip(TINYBERT4, size, strict=True)),
         init=options.init,
-        sample=sample,
+        calibration_rows=sample,
         num_train_epochs=epochs[0],
         max_steps=max_steps,
         learning_rate=5e-5,

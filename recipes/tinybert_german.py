@@ -23,7 +23,7 @@ from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoTokenizer, BertForMaskedLM, BertTokenizer
 
-from hf_tinybert import general_distillation, swap_vocabulary
+from hf_tinybert import general_distillation, transfer_vocabulary
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default="dbmdz/bert-base-german-cased", help="Hub id or folder of a masked LM")
@@ -51,7 +51,7 @@ if options.smoke:
 tokenizer, start = AutoTokenizer.from_pretrained(options.teacher), options.output_dir / "start"
 if PartialState().is_main_process:
     english = BertForMaskedLM.from_pretrained(options.student)
-    swap_vocabulary(english, BertTokenizer.from_pretrained(options.student), tokenizer).save_pretrained(start)
+    transfer_vocabulary(english, BertTokenizer.from_pretrained(options.student), tokenizer).save_pretrained(start)
 PartialState().wait_for_everyone()
 general_distillation(
     text,

@@ -33,7 +33,7 @@ parser.add_argument("--teacher", default="deepset/bert-base-uncased-squad2", hel
 parser.add_argument("--student", default="huawei-noah/TinyBERT_General_6L_768D", help="Hub id or folder")
 parser.add_argument("--size", type=int, nargs=4, help="a student of this size instead; e.g. 4 312 1200 12")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"], help="of --size")
-parser.add_argument("--sample", type=int, default=500, help="windows that init=teacher reads")
+parser.add_argument("--calibration_rows", type=int, default=500, help="windows that init=teacher reads")
 parser.add_argument("--rows", type=int, help="train on the first of the questions only")
 parser.add_argument("--max_length", type=int, default=384)
 parser.add_argument("--augment", type=int, default=0, help="variants of each context; the card: 20")
@@ -85,7 +85,7 @@ results = task_distillation(
     options.output_dir,
     student=dict(zip(TINYBERT4, options.size, strict=True)) if options.size else options.student,
     init=options.init,
-    sample=options.sample,
+    calibration_rows=options.calibration_rows,
     augmentation=augmentation,
     fine_tuning={"num_train_epochs": epochs[0]},
     intermediate=intermediate,

@@ -63,7 +63,7 @@ common |= {"seed": options.seed, "bf16": options.bf16, "use_cpu": not torch.acce
 if options.smoke:
     data = DatasetDict({split: rows.take(16) for split, rows in data.items()})
     general |= {"student": dict(zip(TINYBERT6, (2, 48, 96, 12), strict=True)), "max_length": 32}
-    general |= {"sample": 32, "max_steps": 2}
+    general |= {"calibration_rows": 32, "max_steps": 2}
     common |= {"num_train_epochs": 1, "per_device_train_batch_size": 8}
 
 student = options.student or options.output_dir / "general"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
-from training import launch
+from short_runs import launch
 from transformers import AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from hf_tinybert import cli
@@ -48,7 +48,7 @@ def run(verb, *flags) -> int:
 
 
 def test_distil_then_evaluate_report_and_export(folder, capsys):
-    flags = (*DATA, *SIZE, *QUICK, "--sample", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
+    flags = (*DATA, *SIZE, *QUICK, "--calibration_rows", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
     assert (
         run("distill", *flags, "--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
         == 0

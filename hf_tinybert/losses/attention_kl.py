@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..activations import Activations, QueryKey
+from ..activations import Activations, QueryKey, token_mean
 from ..layer_mapping import LayerMapping
-from .base import DistillationLoss, check_equal_heads, token_mean
+from .base import DistillationLoss, check_equal_heads
 
 NEVER = -1e30  # a score that softmax turns into 0, and that still can be subtracted from itself
 

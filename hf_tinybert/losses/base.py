@@ -1,9 +1,9 @@
-"""What every distillation loss is, and the mean over real tokens that they share."""
+"""What every distillation loss is."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..activations import Activations
@@ -11,17 +11,25 @@ from ..layer_mapping import LayerMapping
 
 
 class DistillationLoss(nn.Module):
-    """A weighted term of the distillation objective, λ·L; subclass it to pass your own in `losses=[...]`.
+    """A weighted term of the distillation objective, λ·L. Subclass it to pass your own in `losses=[...]`.
 
-    `forward(student, teacher, layer_mapping)` returns one value an example, (B,): the trainer takes the mean over the
-    whole accumulated and global batch. A scalar is taken as already normalised in that way.
+    `forward(student, teacher, layer_mapping)` returns one value for each example, (B,); the trainer takes the mean over
+    the accumulated and global batch. A scalar is taken as already normalised in that way. Parameters of the loss
+    (`nn.Parameter`) train with the student, are in its checkpoints and never in the saved student.
 
-    - `name`: the log shows the unweighted value as `{name}_loss`; unique in a trainer.
-    - `reads`: what must be captured, of "attentions" (with "values"), "hidden_states", "logits" and "loss".
-    - `projects`: whether student states come through a learned projection to the teacher's width, and
-      `projects_equal_widths`, default True, whether they do where the widths are equal.
-    - `needs_equal_heads`: whether student and teacher must have as many attention heads as each other.
-    - `weight`: λ, default 1. Raises ValueError if it is not a finite number.
+    Args:
+        weight: λ, default 1.
+
+    Attributes:
+        name: The log shows the value before λ as `{name}_loss`. Unique in a trainer.
+        reads: What must be captured: "attentions" (with "values"), "hidden_states", "logits", "loss".
+        projects: Whether the student's hidden states come through a learned projection to the teacher's width.
+        projects_equal_widths: Whether they do so even if the widths are equal.
+        needs_equal_heads: Whether student and teacher must have as many attention heads as each other.
+        citation: Where the method comes from; the model card cites it.
+
+    Raises:
+        ValueError: If the weight is not a finite number.
     """
 
     name: str
@@ -29,6 +37,7 @@ class DistillationLoss(nn.Module):
     projects: bool = False
     projects_equal_widths: bool = True
     needs_equal_heads: bool = False
+    citation: ClassVar[str | None] = None
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -36,28 +45,44 @@ class DistillationLoss(nn.Module):
             raise ValueError(f"The weight of {type(self).__name__} must be a finite number, not {weight}.")
         self.weight = float(weight)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its value depends on beside the weight, for the student's lineage; values that JSON can hold."""
+        return {}
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it reads attention or hidden states, so that each of several teachers teaches it."""
+        return bool(self.reads & {"attentions", "hidden_states"})
+
     def hidden_layers(self, layer_mapping: LayerMapping) -> LayerMapping:
         """Pairs (student, teacher) of the hidden states that this loss reads; 0 is the embedding output."""
         return layer_mapping if "hidden_states" in self.reads else []
 
     def attention_layers(self, layer_mapping: LayerMapping) -> LayerMapping:
-        """Pairs (student, teacher) of the layers whose attention scores this loss reads, counted from 1."""
+        """Pairs (student, teacher) of the layers whose attention this loss reads, counted from 1."""
         return layer_mapping if "attentions" in self.reads else []
 
     def check_heads(self, student: int, teacher: int, *widths: int) -> None:
-        """Raise ValueError where this loss cannot compare a model of `student` heads with one of `teacher` heads.
+        """Check that this loss can compare models with these numbers of attention heads.
 
-        `widths` are D of the student and of the teacher, where they are known.
+        Args:
+            student: The student's number of attention heads.
+            teacher: The teacher's number of attention heads.
+            widths: D of the student and of the teacher, if they are known.
+
+        Raises:
+            ValueError: If it cannot.
         """
         if self.needs_equal_heads:
             check_equal_heads(self.name, student, teacher)
 
     def student_states(self, student: Activations) -> Mapping[int, Tensor] | Sequence[Tensor | None]:
-        """Hidden states by layer: through this loss's projection where it has one, else as they are."""
+        """The student's hidden states by layer, through this loss's projection if it has one."""
         return student.projected_states.get(self.name, student.hidden_states)
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
-        """One value an example, (B,)."""
+        """One value for each example, (B,)."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -65,7 +90,16 @@ class DistillationLoss(nn.Module):
 
 
 def check_equal_heads(loss: str, student: int, teacher: int) -> None:
-    """Raise ValueError, naming what to do instead, where two models have another number of attention heads."""
+    """Check that two models have as many attention heads as each other.
+
+    Args:
+        loss: The name of the loss that needs it.
+        student: The student's number of attention heads.
+        teacher: The teacher's number of attention heads.
+
+    Raises:
+        ValueError: If they do not; the message says what to do.
+    """
     if student != teacher:
         raise ValueError(
             f"The student has {student} attention heads and the teacher {teacher}, and the {loss} loss compares them "
@@ -73,11 +107,3 @@ def check_equal_heads(loss: str, student: int, teacher: int) -> None:
             f"'{loss}' from loss_type and keep 'hidden', or take the 'relation' loss, which takes any numbers; the "
             "'attention' loss with attention_heads='mean', averages of groups, scored lower than either (CoLA)."
         )
-
-
-def token_mean(values: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean of (B, S) `values` over the real tokens of each sequence, (B,); padding is ignored even where it is NaN."""
-    if attention_mask is None:
-        return values.mean(-1)
-    real = attention_mask.bool()
-    return values.masked_fill(~real, 0).sum(-1) / real.sum(-1).clamp(min=1).to(torch.float32)

@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..activations import Activations
+from ..activations import Activations, token_mean
 from ..layer_mapping import LayerMapping
-from .base import DistillationLoss, token_mean
+from .base import DistillationLoss
 
 
 def hidden_state_mse(student_hidden: Tensor, teacher_hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compatibility import check_label_names
-from ..loading import from_pretrained, load_config
+from ..models.checks import check_label_names
+from ..models.loading import from_pretrained, load_config
 
 
 @dataclass(frozen=True)

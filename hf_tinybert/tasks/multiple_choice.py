@@ -12,8 +12,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..metrics import Accuracy
 from .base import Task, select_columns
+from .metrics import Accuracy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MultipleChoice(Task):
     max_length: int = 128
 
     @classmethod
-    def of(
+    def from_dataset(
         cls,
         data: datasets.DatasetDict,
         text: Sequence[str],

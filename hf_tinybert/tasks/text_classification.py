@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
-from ..metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman
 from .base import Task, check_label_ids, select_columns
+from .metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TextClassification(Task):
             object.__setattr__(self, "max_length", 64 * len(self.text))
 
     @classmethod
-    def of(
+    def from_dataset(
         cls,
         data: datasets.DatasetDict,
         text: Sequence[str] = ("text",),

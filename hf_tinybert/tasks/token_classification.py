@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..metrics import entities, entity_scores
 from .base import Task, check_label_ids, select_columns
+from .metrics import entities, entity_scores
 
 CHUNKS = ("B-", "I-", "E-", "L-", "S-", "U-")
 
@@ -41,7 +41,7 @@ class TokenClassification(Task):
             object.__setattr__(self, "selected_by", ("f1",) if self.chunked else ("accuracy",))
 
     @classmethod
-    def of(
+    def from_dataset(
         cls,
         data: datasets.DatasetDict,
         tokens: str = "tokens",

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 from hf_tinybert import GLUE, Augmentation, WordVectors
-from hf_tinybert.augmentation import WORD, replace_words, whole_words
+from hf_tinybert.tasks.augmentation import WORD, replace_words, whole_words
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, default="sst2")

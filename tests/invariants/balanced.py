@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from conftest import bert_config, build, rows
-from training import distil
+from short_runs import distil
 from transformers import BertForSequenceClassification
 
 from hf_tinybert import AttentionLoss, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.projections import PROJECTIONS
+from hf_tinybert.training.companions import PROJECTIONS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

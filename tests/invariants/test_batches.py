@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import bert_config, build, pad, rows
 from datasets import Dataset
-from training import assert_same_run, distil
+from short_runs import assert_same_run, distil
 from transformers import (
     BertForMaskedLM,
     BertForMultipleChoice,

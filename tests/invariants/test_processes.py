@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import launch
+from short_runs import launch
 
 
 def train(folder, processes, *flags):

@@ -7,11 +7,11 @@ from pathlib import Path
 import datasets
 import torch
 from conftest import bert_config, build, pad, rows
-from training import distil
+from short_runs import distil
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from hf_tinybert import AttentionLoss, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.projections import PROJECTIONS
+from hf_tinybert.training.companions import PROJECTIONS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

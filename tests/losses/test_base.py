@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_tinybert import AttentionLoss, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.losses.base import token_mean
+from hf_tinybert.activations import token_mean
 
 
 @pytest.mark.parametrize("loss", [AttentionLoss, HiddenLoss, EmbeddingLoss, PredictionLoss, TaskLoss])

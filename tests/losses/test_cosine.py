@@ -1,12 +1,12 @@
 import pytest
 import torch
 from conftest import bert_config, build
-from training import distil
+from short_runs import distil
 from transformers import BertForSequenceClassification
 
 from hf_tinybert.activations import Activations
 from hf_tinybert.losses import CosineLoss, HiddenLoss, PatienceLoss, cosine_distance
-from hf_tinybert.projections import PROJECTIONS
+from hf_tinybert.training.companions import PROJECTIONS
 
 
 def test_equals_torchs_cosine_embedding_loss_over_real_tokens():

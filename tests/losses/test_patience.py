@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import bert_config, build, pad, rows
-from training import arguments
+from short_runs import arguments
 from transformers import BertForSequenceClassification
 
 from hf_tinybert import DistillationTrainer

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import bert_config, build
 from datasets import Dataset
-from training import distil
+from short_runs import distil
 from transformers import BertForMaskedLM
 
 from hf_tinybert.activations import Activations, Logits

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import bert_config, build, pad, rows
-from training import distil
+from short_runs import distil
 from transformers import BertModel
 
 from hf_tinybert.activations import Activations

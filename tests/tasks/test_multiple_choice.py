@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
-from training import QUICK, SIZE, distil
+from short_runs import QUICK, SIZE, distil
 from transformers import AutoModelForMultipleChoice, BertForMultipleChoice, BertModel, EvalPrediction
 
 from hf_tinybert import SWAG, MultipleChoice, cache_logits, create_student, task_distillation
@@ -49,7 +49,9 @@ def test_choices_in_a_list(tmp_path):
     rows = swag()["train"]
     choices = [[row[f"ending{i}"] for i in range(4)] for row in rows]
     lists = Dataset.from_dict({"question": rows["sent1"][:], "choices": choices, "answer": rows["label"][:]})
-    task, data = MultipleChoice.of(DatasetDict(train=lists, dev=lists), ["question"], label="answer", validation="dev")
+    task, data = MultipleChoice.from_dataset(
+        DatasetDict(train=lists, dev=lists), ["question"], label="answer", validation="dev"
+    )
     columns = MultipleChoice("x", ("sent1",), endings=SWAG.endings)
     tokenizer = word_tokenizer(tmp_path)
     assert task.tokenize(data["dev"], tokenizer)[:] == columns.tokenize(rows, tokenizer)[:]
@@ -74,7 +76,7 @@ def test_what_is_wrong_with_the_data_is_said(changes, says):
     rows = {"question": ["a", "b"], "choices": [["a", "b", "c", "d"]] * 2, "label": [0, 3]} | changes
     rows = Dataset.from_dict({name: values for name, values in rows.items() if name != "text"})
     with pytest.raises(ValueError, match=says):
-        MultipleChoice.of(DatasetDict(train=rows, validation=rows), changes.get("text", ["question"]))
+        MultipleChoice.from_dataset(DatasetDict(train=rows, validation=rows), changes.get("text", ["question"]))
 
 
 def test_a_student_is_cut_on_all_choices(base, tmp_path):
@@ -84,7 +86,7 @@ def test_a_student_is_cut_on_all_choices(base, tmp_path):
     rows = SWAG.tokenize(swag()["train"], tokenizer).remove_columns("labels")
     flat = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
     ours, theirs = (
-        create_student(teacher, **SIZE, sample=sample, processing_class=tokenizer).state_dict()
+        create_student(teacher, **SIZE, calibration_dataset=sample, processing_class=tokenizer).state_dict()
         for sample in (rows, flat)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
-from training import QUICK, SIZE, distil
+from short_runs import QUICK, SIZE, distil
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, BertModel, EvalPrediction
 
 from hf_tinybert import QuestionAnswering, cache_logits, read_squad, squad_scores, task_distillation

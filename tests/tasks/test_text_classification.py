@@ -8,7 +8,7 @@ import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from sklearn.metrics import f1_score
-from training import QUICK, SIZE
+from short_runs import QUICK, SIZE
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel, EvalPrediction
 
 from hf_tinybert import GLUE, TextClassification, task_distillation
@@ -85,7 +85,7 @@ def splits(labels: list, feature=None) -> DatasetDict:
     ],
 )
 def test_the_task_of_any_data_set(labels, feature, want, ids):
-    task, data = TextClassification.of(splits(labels, feature), ["review"], label="stars", max_length=200)
+    task, data = TextClassification.from_dataset(splits(labels, feature), ["review"], label="stars", max_length=200)
     assert (task.text, task.labels, task.max_length, task.validation) == (("review",), want, 200, ("validation",))
     assert task.regression == (not want)
     assert data["train"].column_names == ["review", "label"]
@@ -102,7 +102,7 @@ def test_the_task_of_any_data_set(labels, feature, want, ids):
 )
 def test_the_task_of_a_data_set_that_lacks_something(options, says):
     with pytest.raises(ValueError, match=says):
-        TextClassification.of(splits([0, 1, 0, 1]), **{"text": ["review"], "label": "stars", **options})
+        TextClassification.from_dataset(splits([0, 1, 0, 1]), **{"text": ["review"], "label": "stars", **options})
 
 
 FLAGS = ("has good", "has bad", "has film")
@@ -119,7 +119,7 @@ def flagged(count=32, names=FLAGS) -> DatasetDict:
 
 
 def test_several_labels_a_row(tmp_path):
-    task, data = TextClassification.of(flagged())
+    task, data = TextClassification.from_dataset(flagged())
     assert (task.multi_label, task.labels, task.selected_by) == (True, FLAGS, ("micro_f1",))
     assert task.head["problem_type"] == "multi_label_classification"
     rows = task.tokenize(data["train"], word_tokenizer(tmp_path))
@@ -134,8 +134,8 @@ def test_several_labels_a_row(tmp_path):
 
 
 def test_several_labels_of_another_model_or_split_are_refused(tmp_path):
-    task, data = TextClassification.of(flagged())
-    other, other_data = TextClassification.of(flagged(names=FLAGS[::-1]))
+    task, data = TextClassification.from_dataset(flagged())
+    other, other_data = TextClassification.from_dataset(flagged(names=FLAGS[::-1]))
     build(BertForSequenceClassification, bert_config(1, 16, **other.head)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="The task's labels are"):
         task.check_labels(tmp_path)
@@ -147,7 +147,7 @@ def test_several_labels_from_an_encoder_to_a_student(tmp_path):
     tokenizer = word_tokenizer(tmp_path)
     tokenizer.save_pretrained(tmp_path / "base")
     build(BertModel, bert_config(4, 32, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
-    task, data = TextClassification.of(flagged())
+    task, data = TextClassification.from_dataset(flagged())
     long = {"num_train_epochs": 10, "learning_rate": 3e-3}
     run = {"student": SIZE, "init": "random", "fine_tuning": long, "prediction": long, **QUICK}
     results = task_distillation(task, data, str(tmp_path / "base"), tmp_path / "out", **run)

@@ -8,7 +8,7 @@ import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from training import QUICK, SIZE
+from short_runs import QUICK, SIZE
 from transformers import (
     AutoModelForTokenClassification,
     BertModel,
@@ -50,7 +50,7 @@ def by_word_ids(rows, tokenizer, max_length):
 
 @pytest.mark.parametrize("max_length", [512, 6])
 def test_a_tag_stands_at_the_first_token_of_its_word(tmp_path, max_length):
-    task, data = TokenClassification.of(sentences(), max_length=max_length)
+    task, data = TokenClassification.from_dataset(sentences(), max_length=max_length)
     tokenizer = word_tokenizer(tmp_path)
     rows = task.tokenize(data["train"], tokenizer)
     want = list(by_word_ids(data["train"], tokenizer, max_length))
@@ -78,7 +78,7 @@ def untrimmed(texts) -> PreTrainedTokenizerFast:
     ids=["byte-level", "unigram", "byte-level untrimmed"],
 )
 def test_words_keep_their_leading_space(train):
-    task, data = TokenClassification.of(sentences())
+    task, data = TokenClassification.from_dataset(sentences())
     texts = [" ".join(words) for words in data["train"]["tokens"]]
     tokenizer = train(texts)
     rows = task.tokenize(data["train"], tokenizer)
@@ -92,7 +92,7 @@ def test_words_keep_their_leading_space(train):
 
 
 def test_words_without_a_token_have_no_label(tmp_path):
-    task, data = TokenClassification.of(dataset([["good", "\u200b", "film"]], [[1, 2, 3]]))
+    task, data = TokenClassification.from_dataset(dataset([["good", "\u200b", "film"]], [[1, 2, 3]]))
     assert task.tokenize(data["train"], word_tokenizer(tmp_path))["labels"][:] == [[-100, 1, 3, -100]]
 
 
@@ -114,7 +114,7 @@ def test_scores_are_over_words():
 
 def test_entities_that_are_cut_off_count_as_missed(tmp_path):
     words, tags = ["film", "good", "bad", "book"], [1, 0, 1, 2]
-    task, data = TokenClassification.of(dataset([words], [tags]), max_length=4)
+    task, data = TokenClassification.from_dataset(dataset([words], [tags]), max_length=4)
     tokens = task.tokenize(data["validation"], word_tokenizer(tmp_path))
     (labels,) = tokens["labels"]
     assert labels == [-100, 1, 0, -100]
@@ -124,7 +124,7 @@ def test_entities_that_are_cut_off_count_as_missed(tmp_path):
 
 
 def test_parts_of_speech_are_scored_by_accuracy():
-    task, _ = TokenClassification.of(sentences(names=POS))
+    task, _ = TokenClassification.from_dataset(sentences(names=POS))
     scores = task.compute_metrics(EvalPrediction(logits_of([[0, 1, 2]], POS), np.array([[0, 2, -100]])))
     assert scores == {"accuracy": 0.5, "score": 0.5}
 
@@ -134,7 +134,7 @@ def test_tags_that_are_strings():
     names = [[TAGS[tag] for tag in row] for row in rows["ner_tags"]]
     rows = Dataset.from_dict({"words": rows["tokens"], "ner": names})
     strings = DatasetDict(train=rows, validation=rows)
-    task, found = TokenClassification.of(strings, "words", "ner")
+    task, found = TokenClassification.from_dataset(strings, "words", "ner")
     assert task.labels == ("B-A", "I-A", "I-B", "O")  # those that occur
     assert [[task.labels[tag] for tag in row] for row in found["train"]["ner"]] == names
     assert task.columns == ("words", "ner")
@@ -158,11 +158,11 @@ def test_tags_that_are_strings():
 )
 def test_what_is_wrong_with_the_data_is_said(data, options, says):
     with pytest.raises(ValueError, match=says):
-        TokenClassification.of(data, **options)
+        TokenClassification.from_dataset(data, **options)
 
 
 def test_tags_in_another_order_are_refused():
-    task, data = TokenClassification.of(sentences())
+    task, data = TokenClassification.from_dataset(sentences())
     other = sentences(names=(*TAGS[::-1],))
     with pytest.raises(ValueError, match="names its labels"):
         task.check(DatasetDict(train=data["train"], validation=other["validation"]))
@@ -183,7 +183,9 @@ def test_from_an_encoder_to_a_student(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     build(BertModel, bert_config(4, 32, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
     words = [[WORDS[(i * j) % 13] for j in range(1, 3 + i % 5)] for i in range(24)]
-    task, data = TokenClassification.of(dataset(words, [[WORDS.index(word) % 5 for word in row] for row in words]))
+    task, data = TokenClassification.from_dataset(
+        dataset(words, [[WORDS.index(word) % 5 for word in row] for row in words])
+    )
     fast = {"fine_tuning": {"num_train_epochs": 20, "learning_rate": 5e-3}, "prediction": {"learning_rate": 1e-3}}
     run = {"student": SIZE, **fast, **QUICK}
     results = task_distillation(task, data, str(tmp_path / "base"), tmp_path / "out", **run)

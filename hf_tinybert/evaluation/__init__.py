@@ -1,0 +1,1 @@
+"""Teacher beside student: measured, compared, drawn."""

@@ -1,0 +1,214 @@
+"""Figures of a distilled student, 700 pixels wide at 100 dpi; each a matplotlib Figure of its own, never pyplot's."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..activations import QueryKey
+from ..layer_mapping import map_layers
+from ..models.capture import ActivationCapture
+from ..models.forward import evaluation_mode, forward_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    from .report import StudentReport
+
+WIDTH = 7.0  # inches
+# Okabe and Ito's colours, which people with any colour vision tell apart
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LABELS = {"loss": "total", "eval_loss": "evaluation"}
+MODEL_COLOURS = {"teacher": COLOURS[1], "student": COLOURS[2]}
+
+
+def plot_latency(report: "StudentReport", metric: str | None = None) -> "Figure":
+    """Score (the first metric unless named) with its 95 % interval against latency, a disc for each model and engine.
+
+    A disc's area is proportional to the megabytes.
+    """
+    figure = _figure(4.2)
+    axes = figure.subplots()
+    metric = metric or next(iter(report.measurements[0].metrics))
+    largest = max(m.megabytes for m in report.measurements)
+    for index, m in enumerate(sorted(report.measurements, key=lambda m: m.latency_ms["p50"])):
+        x, (y, low, high), colour = m.latency_ms["p50"], m.metrics[metric], MODEL_COLOURS[m.model]
+        axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.5)
+        axes.scatter(x, y, 900 * m.megabytes / largest, color=colour, alpha=0.6)
+        label = f"{m.model}\n{m.engine_name}\n{m.megabytes:.0f} MB"
+        end, offset, side = (low, -4, "top") if index % 2 else (high, 4, "bottom")  # neighbours do not overlap
+        axes.annotate(label, (x, end), (0, offset), textcoords="offset points", ha="center", va=side, fontsize=8)
+    axes.set_xscale("log")
+    _plain_numbers(axes.xaxis)
+    axes.margins(0.12, 0.2)
+    axes.set(
+        title="Score against latency", xlabel="median latency of one row (ms, log)", ylabel=f"{metric} (95 % interval)"
+    )
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_losses(stages: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> "Figure":
+    """Every loss in the logs over the steps, log scale, one panel a stage: (name, `log_history` of its trainer state).
+
+    The total is left out where it has one component. Raises ValueError where a stage logged no loss.
+    """
+    figure = _figure(3.6)
+    figure.suptitle("Losses")
+    panels, colours = figure.subplots(1, len(stages), squeeze=False)[0], {}
+    for axes, (stage, history) in zip(panels, stages, strict=True):
+        names = _losses(history)
+        if not names:
+            raise ValueError(f"Stage '{stage}' logged no loss: lower logging_steps.")
+        for name in names:
+            steps, values = zip(*((log["step"], log[name]) for log in history if name in log), strict=True)
+            colour = colours.setdefault(name, COLOURS[len(colours) % len(COLOURS)])
+            label = _LABELS.get(name, name.removesuffix("_loss"))
+            axes.plot(steps, values, color=colour, marker="o", markersize=3, label=label)
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
+        axes.set_xlim(left=0)
+        axes.set(title=stage, xlabel="step", ylabel="loss (log)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _losses(history: Sequence[Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(key for log in history for key in log if key in _LABELS or key.endswith("_loss"))
+    components = [name for name in names if name not in {*_LABELS, "train_loss"}]
+    return components + [name for name in _LABELS if name in names and (name, len(components)) != ("loss", 1)]
+
+
+def plot_attention(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    tokens: Sequence[str],
+    layer_mapping: str | Sequence[Any] = "uniform",
+) -> "Figure":
+    """Attention probabilities, mean over heads, of each pair of mapped layers side by side: teacher, student.
+
+    `inputs` are one row, its `tokens` the labels; `layer_mapping` as in `map_layers`. A window of local attention is
+    not drawn: ModernBERT's probabilities are over all keys. Raises ValueError where rows and tokens do not fit.
+    """
+    if inputs["input_ids"].shape != (1, len(tokens)):
+        raise ValueError(
+            f"plot_attention draws one row with a token for each id; there are {len(tokens)} tokens, and input_ids is "
+            f"{tuple(inputs['input_ids'].shape)}."
+        )
+    pairs = map_layers(layer_mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    figure = _figure(0.8 + 2.9 * len(pairs))
+    from matplotlib.colors import PowerNorm  # a square root: most probabilities are small beside the first token's
+
+    ours = attention_probabilities(student, inputs, [m for m, _ in pairs])
+    theirs = attention_probabilities(teacher, inputs, [n for _, n in pairs])
+    panels = figure.subplots(len(pairs), 2, sharex=True, sharey=True, squeeze=False)
+    for (left, right), (m, n) in zip(panels, pairs, strict=True):
+        top = max(ours[m].max(), theirs[n].max())
+        for axes, values, name in ((left, theirs[n], f"teacher layer {n}"), (right, ours[m], f"student layer {m}")):
+            image = axes.imshow(values, norm=PowerNorm(0.5, vmin=0, vmax=top), cmap="viridis")
+            axes.set_title(name, fontsize=10)
+            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(tokens)), tokens, fontsize=8)
+        left.set_ylabel("query")
+        figure.colorbar(image, ax=[left, right], shrink=0.8, label="probability")
+    for axes in panels[-1]:
+        axes.set_xlabel("key")
+    figure.suptitle("Attention probabilities, mean over heads; colours by square root")
+    return figure
+
+
+@torch.no_grad()
+def attention_probabilities(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], layers: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """{layer: (S, S)} of the first row: softmax over keys, queries first, mean over heads."""
+    capture = ActivationCapture(model, attention_layers=layers)
+    inputs = _inputs(model, inputs)
+    with evaluation_mode(model), capture.enabled(), capture.recording() as scores:
+        outputs = model(**inputs, **capture.forward_arguments)
+        activations = capture.collect(outputs, inputs.get("attention_mask"), scores)
+    return {layer: _probabilities(activations.attentions[layer - 1], activations.attention_mask) for layer in layers}
+
+
+def _probabilities(attention: QueryKey | Tensor, mask: Tensor | None) -> np.ndarray:
+    scores = (attention.scores() if isinstance(attention, QueryKey) else attention.float())[0]
+    if mask is not None:
+        scores = scores.masked_fill(~mask[0].bool(), -torch.inf)
+    return scores.softmax(-1).mean(0).cpu().numpy()
+
+
+def plot_similarity(teacher: PreTrainedModel, student: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "Figure":
+    """Linear CKA of every student layer and every teacher layer, 0 being the embeddings, on a batch's real tokens.
+
+    Pass some hundred rows; with fewer tokens than dimensions every pair looks alike.
+    """
+    theirs, ours = _hidden_states(teacher, inputs), _hidden_states(student, inputs)
+    values = np.array([[linear_cka(x, y) for y in theirs] for x in ours])
+    figure = _figure(1.5 + 0.55 * len(ours))
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > 0.6 else "white"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(theirs)))
+    axes.set_yticks(range(len(ours)))
+    axes.set(title="Similarity of layers", xlabel="teacher layer (0: embeddings)", ylabel="student layer")
+    figure.colorbar(image, label="linear CKA")
+    return figure
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """‖YᵀX‖² / (‖XᵀX‖·‖YᵀY‖) of centred columns: 1 where x (n, p) and y (n, q) differ by rotation and scale.
+
+    Frobenius norms, in float64. Kornblith et al. 2019, arXiv 1905.00414, equation 4 with linear kernels.
+    """
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    return ((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+@torch.no_grad()
+def _hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of real tokens: (tokens, D) of each layer, the embeddings first."""
+    inputs = _inputs(model, inputs)
+    with evaluation_mode(model):
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    return [state[inputs["attention_mask"].bool()] for state in states]
+
+
+def _inputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    columns = forward_columns(model)
+    return {name: values.to(model.device) for name, values in inputs.items() if name in columns}
+
+
+def save_png(figure: "Figure", path: str | PathLike) -> None:
+    """Write a PNG at 100 dpi with 256 colours, a third of the bytes of all colours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def _figure(height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'hf_tinybert[report]'.") from error
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _plain_numbers(axis: "Axis") -> None:
+    """0.3 instead of 3 × 10⁻¹ on a log axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,1 @@
+"""What a transformers model is to this package."""

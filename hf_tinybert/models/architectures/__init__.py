@@ -1,0 +1,19 @@
+"""One adapter for each family of encoders; a new family is a subclass of `Architecture`."""
+
+from .albert import Albert
+from .base import Architecture, Block, architecture_of, model_types
+from .bert import Bert, BertLike, Electra, Roberta
+from .distilbert import DistilBert
+
+__all__ = [
+    "Albert",
+    "Architecture",
+    "Bert",
+    "BertLike",
+    "Block",
+    "DistilBert",
+    "Electra",
+    "Roberta",
+    "architecture_of",
+    "model_types",
+]

@@ -1,0 +1,132 @@
+"""What the package has to know of an architecture: where its parts are, and what its configuration calls them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..families import newest_match, subclasses
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer LN(x + feed-forward(x)) over x = LN(h + attention(h)): LayerNorm after each sublayer, as in BERT."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    intermediate: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    output: nn.Linear
+    output_norm: nn.LayerNorm
+    num_heads: int
+
+    def context(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """softmax(QKᵀ·scaling)V of all attention heads side by side.
+
+        Args:
+            hidden: (B, S, D).
+            mask: (B, S), true at real tokens.
+
+        Returns:
+            (B, S, D).
+        """
+        query, key, value = (
+            linear(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return context.transpose(1, 2).flatten(2)
+
+    def attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The output of the attention sublayer, (B, S, D)."""
+        return self.attention_norm(hidden + self.attention_output(self.context(hidden, mask)))
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The output of the feed-forward sublayer, (B, S, D)."""
+        return self.output_norm(hidden + self.output(self.activation(self.intermediate(hidden))))
+
+
+class Architecture:
+    """A family of encoders. This class knows what all of them share; a subclass describes one family.
+
+    Attributes:
+        model_types: The `config.model_type` of its models.
+        size_names: The configuration's names of the sizes that `create_student` takes, if they differ.
+        fits_students: Whether students can be initialised from a teacher of this family (`blocks`).
+        computes_tokens_separately: Whether its layers compute each token by itself, attention aside, so that they can
+            run without padding. Rotary positions prevent it.
+        drops_layers: Whether a model runs with fewer layers once its list of layers is shortened.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    size_names: ClassVar[Mapping[str, str]] = {}
+    fits_students: ClassVar[bool] = False
+    computes_tokens_separately: ClassVar[bool] = False
+    drops_layers: ClassVar[bool] = True
+
+    def size(self, config: PretrainedConfig, name: str) -> int:
+        """A size by the name that `create_student` gives it, for example `intermediate_size`.
+
+        Raises:
+            ValueError: If the configuration has no such size.
+        """
+        name_in_config = self.size_names.get(name, name)
+        if not hasattr(config, name_in_config):
+            raise ValueError(f"{type(config).__name__} has no {name_in_config}: leave {name} at None.")
+        return getattr(config, name_in_config)
+
+    def set_size(self, config: PretrainedConfig, name: str, size: int) -> None:
+        """Set a size by the name that `create_student` gives it."""
+        setattr(config, self.size_names.get(name, name), size)
+
+    def follow_sizes(self, config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
+        """Set the values of a student's configuration that follow from its sizes, as they do in the teacher's."""
+
+    def shares_layers(self, config: PretrainedConfig) -> bool:
+        """Whether layers share their weights."""
+        return False
+
+    def layer_list(self, model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+        """The module and the name of its attribute that hold the list of layers; None if there is no such list."""
+        depth = model.config.num_hidden_layers
+        lists = {
+            (parent, name): sum(parameter.numel() for parameter in child.parameters())
+            for parent in model.base_model.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == depth
+        }
+        return max(lists, key=lists.get) if lists else None
+
+    def encoder(self, model: PreTrainedModel) -> nn.Module:
+        """The module that runs the layers."""
+        return model.base_model.encoder
+
+    def blocks(self, model: PreTrainedModel) -> list[Block]:
+        """The layers, in the form that `create_student(init="teacher")` fits."""
+        raise NotImplementedError
+
+    def embedding_projection(self, model: PreTrainedModel) -> nn.Linear | None:
+        """The linear map from the embeddings to the first layer; None if there is none."""
+        return None
+
+    def with_embedding_projection(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model with the same outputs, of an architecture whose embeddings may be narrower than its layers."""
+        return model
+
+
+def architecture_of(config: PretrainedConfig) -> Architecture:
+    """The adapter of a model's family by `config.model_type`; what all families share if there is none."""
+    found = newest_match(Architecture, lambda family: config.model_type in family.model_types)
+    return (found or Architecture)()
+
+
+def model_types(trait: str) -> list[str]:
+    """The model types whose adapters have a trait such as `fits_students`, sorted."""
+    families = [family for family in subclasses(Architecture) if getattr(family, trait)]
+    return sorted(model_type for family in families for model_type in family.model_types)

@@ -1,0 +1,59 @@
+"""BERT and the families that share its module names."""
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .albert import as_albert
+from .base import Architecture, Block
+
+
+class BertLike(Architecture):
+    """The layers of BERT, whatever the embeddings."""
+
+    fits_students = True
+    computes_tokens_separately = True
+
+    def blocks(self, model):
+        return [
+            Block(
+                query=layer.attention.self.query,
+                key=layer.attention.self.key,
+                value=layer.attention.self.value,
+                attention_output=layer.attention.output.dense,
+                attention_norm=layer.attention.output.LayerNorm,
+                intermediate=layer.intermediate.dense,
+                activation=layer.intermediate.intermediate_act_fn,
+                output=layer.output.dense,
+                output_norm=layer.output.LayerNorm,
+                num_heads=model.config.num_attention_heads,
+            )
+            for layer in self.encoder(model).layer
+        ]
+
+
+class Bert(BertLike):
+    """BERT. With narrower embeddings it becomes an ALBERT whose layers share nothing."""
+
+    model_types = ("bert",)
+
+    def with_embedding_projection(self, model: PreTrainedModel) -> PreTrainedModel:
+        return as_albert(model)
+
+
+class Roberta(BertLike):
+    """RoBERTa, XLM-RoBERTa and CamemBERT."""
+
+    model_types = ("roberta", "xlm-roberta", "camembert")
+
+
+class Electra(BertLike):
+    """ELECTRA, whose embeddings may be narrower than its layers."""
+
+    model_types = ("electra",)
+
+    def follow_sizes(self, config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
+        if config.embedding_size == teacher_config.embedding_size == teacher_config.hidden_size:
+            config.embedding_size = config.hidden_size
+
+    def embedding_projection(self, model):
+        factorised = model.base_model.embeddings.word_embeddings.embedding_dim != model.config.hidden_size
+        return model.base_model.embeddings_project if factorised else None

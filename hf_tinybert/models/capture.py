@@ -1,0 +1,269 @@
+"""One forward pass of a transformers model → `Activations`, without S×S scores if the model allows it.
+
+A registered attention function runs sdpa, eager or flash attention as before and returns (query, key, scaling, value)
+where `output_attentions=True` expects attention weights, so that they arrive in `outputs.attentions`. Architectures
+that do not use transformers' attention interface fall back to eager attention, and the input of their softmax is
+recorded.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from ..activations import Activations, QueryKey
+from .architectures import architecture_of
+from .padding_free import RealTokens, check_padding_free, padding_free
+from .prediction_heads import prediction_head_of
+
+logger = logging.get_logger(__name__)
+
+
+class ActivationCapture:
+    """Captures what the losses read from `model`: attention and hidden states of some layers, and the logits.
+
+    `with capture.enabled():` switches the attention function and restores the previous one at the end. Inside, call
+    the model with `**capture.forward_arguments` under `capture.recording()`, then `capture.collect(outputs, ...)`.
+
+    Args:
+        model: The student or a teacher.
+        attention_layers: Layers whose attention is captured, counted from 1.
+        hidden_layers: Layers whose hidden states are captured, counted from 1; 0 is the embedding output.
+        values: Whether to capture the values beside queries and keys.
+        truncate: Whether to leave out the layers above the last captured one, for a model whose head nobody reads.
+            Architectures that cannot (ALBERT) run all layers.
+        padding_free: Whether the layers run on real tokens alone.
+
+    Raises:
+        ValueError: If `padding_free` is not possible with this architecture.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention_layers: Iterable[int] = (),
+        hidden_layers: Iterable[int] = (),
+        values: bool = False,
+        truncate: bool = False,
+        padding_free: bool = False,
+    ):
+        if padding_free:
+            check_padding_free(model)
+        self.model = model
+        self.prediction_head = prediction_head_of(model)
+        self.padding_free = padding_free
+        self.attention_layers = sorted(set(attention_layers))
+        self.hidden_layers = sorted(set(hidden_layers))
+        self.values = values
+        self.depth = model.config.num_hidden_layers
+        last = max([1, *self.attention_layers, *self.hidden_layers])
+        architecture = architecture_of(model.config)
+        self._layer_list = None
+        if truncate and last < self.depth and architecture.drops_layers:
+            self._layer_list = architecture.layer_list(model)
+        if self._layer_list:
+            self.depth = last
+        self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
+        if self.records_softmax:
+            logger.warning_once(
+                f"{type(model).__name__} computes attention without transformers' attention interface: its scores are "
+                "recorded before the softmax of eager attention, which takes memory quadratic in the sequence length."
+            )
+
+    @property
+    def forward_arguments(self) -> dict[str, Any]:
+        """Keyword arguments that make the model's forward return what is captured."""
+        arguments: dict[str, Any] = {"output_hidden_states": self.hidden_layers} if self.hidden_layers else {}
+        if self.attention_layers and not self.records_softmax:
+            arguments["output_attentions"] = True
+        return arguments
+
+    @contextlib.contextmanager
+    def enabled(self) -> Iterator[None]:
+        """Return query, key and value in place of attention weights; at the end the model is as it was before."""
+        with contextlib.ExitStack() as stack:
+            if self._layer_list:
+                stack.enter_context(_truncated(self.model.base_model, *self._layer_list, self.depth))
+            if self.padding_free:
+                stack.enter_context(padding_free(self.model))
+            if self.padding_free or (self.attention_layers and not self.records_softmax):
+                stack.callback(self.model.set_attn_implementation, self.model.config._attn_implementation)
+                self.model.set_attn_implementation(_query_key_implementation(self.model.config._attn_implementation))
+            yield
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[Tensor] | None]:
+        """Around one forward call; yields the list that `collect` takes for architectures without the interface."""
+        if not self.records_softmax:
+            yield None
+            return
+        with _SoftmaxInputs() as recorder:
+            yield recorder.scores
+
+    def collect(
+        self,
+        outputs: Mapping[str, Any],
+        attention_mask: Tensor | None = None,
+        recorded_scores: list[Tensor] | None = None,
+        loss: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Activations:
+        """The activations of one forward pass.
+
+        Args:
+            outputs: What the model returned.
+            attention_mask: (B, S), or (B, choices, S) in multiple choice, whose choices count as examples: all but
+                the logits are then (B·choices, …).
+            recorded_scores: What `recording` yielded.
+            loss: The label loss.
+            labels: (B, S) in masked language modelling: −100 where there is nothing to predict.
+
+        Raises:
+            RuntimeError: If nothing, or not every layer, was captured.
+        """
+        if attention_mask is not None and attention_mask.dim() == 3:
+            attention_mask = attention_mask.flatten(0, 1)
+        return Activations(
+            attention_mask,
+            self.prediction_head.logits(outputs),
+            self._hidden_states(outputs) if self.hidden_layers else None,
+            attentions=self._attentions(outputs, recorded_scores) if self.attention_layers else None,
+            loss=loss,
+            prediction_head=self.prediction_head,
+            logits_mask=self.prediction_head.mask(labels, attention_mask),
+        )
+
+    def _attentions(self, outputs, recorded_scores) -> tuple[QueryKey | Tensor | None, ...]:
+        captured = recorded_scores if self.records_softmax else outputs.get("attentions") or ()
+        if len(captured) != self.depth or not all(isinstance(entry, (tuple, Tensor)) for entry in captured):
+            raise RuntimeError(
+                f"{type(self.model).__name__} ran {self.depth} layers but {len(captured)} attention scores were "
+                "captured, so an attention loss would train nothing or the wrong layers. Load the model with "
+                "attn_implementation='sdpa', or drop 'attention' from loss_type."
+            )
+        return tuple(
+            self._query_key(entry) if m in self.attention_layers else None for m, entry in enumerate(captured, start=1)
+        )
+
+    def _query_key(self, entry: tuple | Tensor) -> QueryKey | Tensor:
+        if isinstance(entry, Tensor):
+            return entry
+        query, key, scaling, value = entry
+        return QueryKey(query, key, scaling, value if self.values else None)
+
+    def _hidden_states(self, outputs) -> tuple[Tensor | None, ...]:
+        hidden_states = outputs.get("hidden_states") or ()
+        if len(hidden_states) <= self.hidden_layers[-1] or any(hidden_states[m] is None for m in self.hidden_layers):
+            raise RuntimeError(
+                f"{type(self.model).__name__} did not return the hidden states of layers {self.hidden_layers}: "
+                "drop 'hidden' and 'embedding' from loss_type for this architecture."
+            )
+        return hidden_states
+
+
+@contextlib.contextmanager
+def _truncated(base_model: PreTrainedModel, parent: nn.Module, name: str, depth: int) -> Iterator[None]:
+    """Only the first `depth` layers run; the last hidden state returned is the output of the last of them.
+
+    Without the hooks the output of a norm that follows all layers (ModernBERT, MegatronBert) would stand there.
+    """
+    layers, last_output = getattr(parent, name), []
+
+    def remember(layer: nn.Module, args: tuple, output: Any) -> None:
+        last_output[:] = [output[0] if isinstance(output, tuple) else output]
+
+    def replace(module: nn.Module, args: tuple, outputs: Any) -> None:
+        if outputs.get("hidden_states") and outputs.hidden_states[depth] is not None:
+            outputs.hidden_states = (*outputs.hidden_states[:depth], *last_output)
+        last_output.clear()
+
+    hooks = [layers[depth - 1].register_forward_hook(remember), base_model.register_forward_hook(replace)]
+    setattr(parent, name, layers[:depth])
+    parent.add_module("left_out", layers[depth:])  # so that they follow the others to another dtype or device
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+        del parent.left_out
+        for hook in hooks:
+            hook.remove()
+
+
+def _query_key_implementation(base: str) -> str:
+    """Register, once, the attention function that runs `base` and returns what is captured as its weights."""
+    # transformers loads flash kernels if it finds "flash" in the name, which must not happen for this function
+    name = "query_key_" + base.replace("flash", "fa")
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _query_key_attention(base))
+        # without a mask function of the same name, padding would be attended to in silence
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[base])
+    if name not in AttentionMaskInterface().valid_keys():
+        raise RuntimeError(f"Attention '{name}' has lost its mask function: padding would be attended to.")
+    return name
+
+
+def _query_key_attention(base: str) -> Callable:
+    def attention(
+        module, query, key, value, attention_mask, scaling=None, real_tokens: RealTokens | None = None, **kwargs
+    ):
+        kwargs.pop("output_attentions", None)  # sdpa and flash attention only use it for a warning
+        if real_tokens is not None:
+            query, key, value = map(real_tokens.pad_heads, (query, key, value))
+        if base == "eager":
+            output = _eager_attention(query, key, value, attention_mask, scaling, module.training, **kwargs)
+        else:
+            with _implementation(module.config, base):
+                output, _ = ALL_ATTENTION_FUNCTIONS[base](
+                    module, query, key, value, attention_mask, scaling=scaling, **kwargs
+                )
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        output = output if real_tokens is None else real_tokens.pack(output)
+        return output, (query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, value)
+
+    return attention
+
+
+@contextlib.contextmanager
+def _implementation(config, name: str) -> Iterator[None]:
+    """Flash attention chooses its kernel by the name in the configuration, so the real name has to stand there."""
+    if "flash" not in name:
+        yield
+        return
+    registered, config._attn_implementation_internal = config._attn_implementation_internal, name
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = registered
+
+
+def _eager_attention(query, key, value, attention_mask, scaling, training, dropout=0.0, **kwargs):
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = F.dropout(probabilities, p=dropout, training=training) @ value
+    return output.transpose(1, 2).contiguous()
+
+
+class _SoftmaxInputs(TorchFunctionMode):
+    """Records the input of every softmax over (B, H, S, S): the scores of eager attention, mask included."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.softmax and args[0].dim() == 4 and args[0].shape[-1] == args[0].shape[-2]:
+            self.scores.append(args[0])
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,34 @@
+"""Calling a model's forward: the inputs that it takes, and a moment in eval mode."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def forward_columns(model: PreTrainedModel) -> list[str]:
+    """The inputs that `model.forward` names, without labels."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and "label" not in p.name]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without the autocast that Accelerate leaves around `forward` after training or evaluation in bf16.
+
+    At the end every module has the mode that it had before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wrapped = model.__dict__.get("forward")
+    if "_original_forward" in model.__dict__:
+        model.forward = model._original_forward
+    model.eval()
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,1 @@
+"""The Hub and the model card."""

@@ -1,0 +1,1 @@
+"""Students: created, and fitted to their teacher."""

@@ -1,0 +1,24 @@
+"""Teachers: loaded and frozen, read together, their logits and activations cached."""
+
+from .ensemble import COMBINATIONS, Ensemble, Teaching, about_teacher, checked, combine_logits, normalised
+from .logit_cache import cache_logits, pad_logits
+from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher, freeze, load_teacher, load_teachers
+
+__all__ = [
+    "COMBINATIONS",
+    "TEACHER_LOGITS",
+    "TEACHER_ROW",
+    "Ensemble",
+    "Execution",
+    "Teacher",
+    "Teaching",
+    "about_teacher",
+    "cache_logits",
+    "checked",
+    "combine_logits",
+    "freeze",
+    "load_teacher",
+    "load_teachers",
+    "normalised",
+    "pad_logits",
+]

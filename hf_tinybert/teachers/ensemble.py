@@ -1,0 +1,202 @@
+"""Several teachers read as one: their combined logits, and errors that say which of them is meant."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..activations import Activations
+from ..models.checks import check_finite
+from ..models.prediction_heads import PredictionHead
+from .teacher import TEACHER_LOGITS, TEACHER_ROW, Teacher
+
+COMBINATIONS = ("mean", "confidence")
+
+
+def combine_logits(
+    logits: Sequence[Tensor],
+    weights: Sequence[float],
+    prediction_head: PredictionHead,
+    how: str = "mean",
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The logits of several teachers as those of one, Σ_k s_k·z_k with Σ_k s_k = 1.
+
+    Args:
+        logits: z_k, one tensor a teacher, all of one shape.
+        weights: w_k > 0 with sum 1 (`normalised`).
+        prediction_head: The kind of head that the logits come from.
+        how: "mean": s_k = w_k; the softmax of the result is the normalised geometric mean of the teachers'
+            softmaxes. "confidence": s_k ∝ w_k·exp(−H_k), with H_k the entropy of each distribution: a surer teacher
+            counts for more.
+        attention_mask: (B, S), which the entropy of spans needs.
+
+    Returns:
+        A tensor of the same shape, at least in float32.
+
+    Raises:
+        ValueError: For "confidence" of scores, which have no entropy.
+    """
+    logits = [z.to(torch.promote_types(z.dtype, torch.float32)) for z in logits]
+    shares = torch.tensor(weights, dtype=logits[0].dtype, device=logits[0].device).view(-1, *[1] * logits[0].dim())
+    if how == "confidence":
+        entropies = torch.stack([prediction_head.entropy(z, attention_mask) for z in logits])
+        shares = (shares.log() - entropies).softmax(0)
+    return sum(share * z for share, z in zip(shares, logits, strict=True))
+
+
+def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Weights of `count` teachers, scaled to sum 1; None weighs them equally.
+
+    Raises:
+        ValueError: If `weights` are not one positive number a teacher.
+    """
+    weights = [1.0] * count if weights is None else list(weights)
+    if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"teacher_weights={weights}: give one positive number for each of the {count} teachers.")
+    return [weight / sum(weights) for weight in weights]
+
+
+@contextmanager
+def about_teacher(number: int, count: int) -> Iterator[None]:
+    """Errors raised inside say which of several teachers they are about, counted from 1."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if count == 1:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Teacher {number} of {count}: {error}") from error
+
+
+@dataclass
+class Teaching:
+    """What the losses read of the teachers for one batch.
+
+    Args:
+        activations: One for each teacher, all with the combined logits.
+        logits: The combined logits, (B, C) or (B, S, C); None if no loss reads them.
+    """
+
+    activations: list[Activations]
+    logits: Tensor | None
+
+
+class Ensemble:
+    """Any number of teachers, read as one. Without a teacher there are only the logits that a batch holds.
+
+    Args:
+        teachers: The teachers; their weights sum to 1.
+        how: "mean" or "confidence" (`combine_logits`).
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], how: str = "mean"):
+        self.teachers, self.how = teachers, how
+
+    @property
+    def columns(self) -> list[str]:
+        """The inputs that the teachers take, each once."""
+        return list(dict.fromkeys(chain.from_iterable(teacher.columns for teacher in self.teachers)))
+
+    @torch.no_grad()
+    def run_all(self, inputs: Mapping[str, Any]) -> list[Activations]:
+        """One checked forward pass of each teacher, with its own logits."""
+        return checked([teacher.run(inputs) for teacher in self.teachers])
+
+    @torch.no_grad()
+    def teach(self, inputs: Mapping[str, Any], verify: bool = False) -> Teaching:
+        """What the losses read of the teachers. A column `teacher_logits` of the batch stands for all their logits.
+
+        Args:
+            inputs: The batch.
+            verify: Whether to run the teachers in any case and compare what is cached with what they say now.
+
+        Raises:
+            ValueError: If a cache is stale or an activation is not finite.
+        """
+        found = [teacher.observe(inputs, verify) for teacher in self.teachers]
+        if verify:
+            checked(found)
+        cached, live = inputs.get(TEACHER_LOGITS), None
+        if found and all(activations.logits is not None for activations in found):
+            weights, mask = [teacher.weight for teacher in self.teachers], found[0].attention_mask
+            logits = [activations.logits for activations in found]
+            live = combine_logits(logits, weights, found[0].prediction_head, self.how, mask)
+        if verify and cached is not None and live is not None:
+            check_cached_logits(cached, live, inputs.get("attention_mask"))
+        logits = live if cached is None else cached
+        return Teaching([replace(activations, logits=logits) for activations in found], logits)
+
+    def cache_activations(
+        self,
+        dataset: datasets.Dataset,
+        collate: Callable[[list[dict]], Mapping[str, Any]],
+        budget_gb: float,
+        worthwhile: bool,
+    ) -> datasets.Dataset:
+        """Cache what is captured of each teacher, as far as the disk budget for all of them allows.
+
+        Args:
+            dataset: The training rows.
+            collate: Rows → a batch on the device.
+            budget_gb: Disk space for all teachers together, in 10⁹ bytes.
+            worthwhile: Whether a cache that does not exist yet is to be made (`cache_activations`).
+
+        Returns:
+            `dataset`, with a column of row numbers if any teacher's activations are cached.
+        """
+        for number, teacher in enumerate(self.teachers, start=1):
+            if not teacher.captures:
+                continue
+            with about_teacher(number, len(self.teachers)):
+                if teacher.cache_rows(dataset, collate, budget_gb, worthwhile):
+                    budget_gb -= teacher.cache.records.nbytes / 1e9
+        cached = any(teacher.cache is not None for teacher in self.teachers)
+        return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
+
+    def lower(self, dtype: torch.dtype) -> bool:
+        """Bring the teachers that run to `dtype`; returns whether that changed any."""
+        changed = [each for each in self.teachers if each.cache is None and each.model.dtype != dtype]
+        for teacher in changed:
+            teacher.model.to(dtype)
+        return bool(changed)
+
+
+def checked(found: list[Activations]) -> list[Activations]:
+    """Return the activations of several teachers after a check that they are finite.
+
+    Raises:
+        ValueError: If one holds NaN or infinity; the message names the teacher and the activation.
+    """
+    for number, activations in enumerate(found, start=1):
+        with about_teacher(number, len(found)):
+            check_finite(activations)
+    return found
+
+
+def check_cached_logits(cached: Tensor, live: Tensor, attention_mask: Tensor | None) -> None:
+    """Check that a `teacher_logits` column is what the teacher says now, to one part in twenty.
+
+    Another teacher, other tokens or other rows are much further off; bf16 against float32 is nearer.
+
+    Args:
+        cached: (B, C), or (B, S, C), of which only real tokens count.
+        live: Of the same shape.
+        attention_mask: (B, S).
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if cached.dim() == 3 and cached.shape == live.shape and attention_mask is not None:
+        cached, live = (logits[attention_mask.bool()] for logits in (cached, live))
+    if cached.shape != live.shape or (cached - live).abs().max() > 0.05 * live.abs().max():
+        raise ValueError(
+            "The column teacher_logits is not what teacher_model computes on these rows: it was made by another "
+            "teacher or tokenizer, or for other rows. Remove the column, or make it again with cache_logits."
+        )

@@ -1,0 +1,228 @@
+"""A teacher: loaded, frozen, placed, and asked only for what the losses read."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..activations import Activations
+from ..layer_mapping import LayerMapping
+from ..models.capture import ActivationCapture
+from ..models.forward import forward_columns
+from ..models.loading import from_pretrained
+from ..models.vocabulary import check_same_tokens, own_tokenizer
+from ..models.weights import check_weights, weights_digest
+from .activation_cache import ActivationCache, cache_activations, check_same
+
+logger = logging.get_logger(__name__)
+
+TEACHER_LOGITS, TEACHER_ROW = "teacher_logits", "teacher_row"
+
+
+def load_teacher(name_or_path: str, processing_class: Any = None) -> PreTrainedModel:
+    """Load a teacher by the class that its configuration names, head included.
+
+    Args:
+        name_or_path: A Hub id or a local folder.
+        processing_class: The student's tokenizer, whose tokens must have the same ids as in the teacher's own.
+
+    Raises:
+        ValueError: If the configuration names no class of transformers (remote code never runs from here), if the
+            files lack weights of the head (an untrained one would teach noise), or if the tokenizers differ.
+    """
+    if isinstance(processing_class, PreTrainedTokenizerBase) and (own := own_tokenizer(name_or_path)) is not None:
+        check_same_tokens(processing_class, own)
+    teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"Teacher '{name_or_path}' lacks weights for {sorted(loading['missing_keys'])}: they would be random. "
+            "Fine-tune the teacher on the task first."
+        )
+    return teacher
+
+
+def load_teachers(teachers: Any, processing_class: Any = None) -> list[PreTrainedModel]:
+    """Models from one or several models, Hub ids and local folders; none from None (`load_teacher`)."""
+    several = list(teachers) if isinstance(teachers, list | tuple) else [teachers]
+    return [
+        load_teacher(teacher, processing_class) if isinstance(teacher, str) else teacher
+        for teacher in several
+        if teacher is not None
+    ]
+
+
+def freeze(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Put a teacher into eval mode, without gradients, on `device`.
+
+    A teacher that is spread over devices or quantised stays where it is.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite.
+    """
+    check_weights(model)
+    if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
+        model.to(device)
+    return model.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How teachers run.
+
+    Args:
+        autocast: The autocast of a teacher whose weights are float32.
+        compile_options: The arguments of `torch.compile`; None does not compile.
+        padding_free: Whether the layers run on real tokens alone.
+    """
+
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    compile_options: Mapping[str, Any] | None = None
+    padding_free: bool = False
+
+
+class Teacher:
+    """One teacher: its model, weight and layer mapping and, while it is `reading`, its capture and its cache.
+
+    Args:
+        model: The frozen model.
+        layer_mapping: The pairs (student layer, teacher layer).
+        weight: Its share among several teachers.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer_mapping: LayerMapping, weight: float = 1.0):
+        self.model, self.layer_mapping, self.weight = model, layer_mapping, weight
+        self.cache: ActivationCache | None = None
+
+    @contextmanager
+    def reading(
+        self,
+        reads: frozenset[str],
+        attention_layers: Iterable[int] = (),
+        hidden_layers: Iterable[int] = (),
+        execution: Execution | None = None,
+    ) -> Iterator[None]:
+        """Set the model up to be read; at the end it is as it was.
+
+        Args:
+            reads: What the losses read (`DistillationLoss.reads`). The head runs only if that includes "logits".
+            attention_layers: Layers whose attention they read, counted from 1.
+            hidden_layers: Layers whose hidden states they read, counted from 1; 0 is the embedding output.
+            execution: How the model runs.
+
+        Raises:
+            ValueError: If the model cannot run without padding although `execution` says so.
+        """
+        self.execution = execution or Execution()
+        self.reads_logits = "logits" in reads
+        self.capture = ActivationCapture(
+            self.model,
+            attention_layers,
+            hidden_layers,
+            values="values" in reads,
+            truncate=not self.reads_logits,
+            padding_free=self.execution.padding_free,
+        )
+        encoder = self.model.base_model
+        whole = self.model if self.reads_logits else encoder
+        self.columns, self._encoder_columns = forward_columns(whole), forward_columns(encoder)
+        if self.execution.compile_options is not None and not self.capture.records_softmax:
+            compiled = torch.compile(encoder, **self.execution.compile_options)
+            whole = torch.compile(whole, **self.execution.compile_options) if whole is not encoder else compiled
+            encoder = compiled
+        self._whole, self._encoder = whole, encoder
+        try:
+            with self.capture.enabled():
+                yield
+        finally:
+            self.cache = None
+
+    @property
+    def captures(self) -> bool:
+        """Whether the losses read any of its layers."""
+        return bool(self.capture.attention_layers or self.capture.hidden_layers)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Any], head: bool = True) -> Activations:
+        """One forward pass.
+
+        Args:
+            inputs: The batch; columns that the model does not take are ignored.
+            head: False leaves the prediction head out, even if the losses read logits.
+        """
+        self.model.eval()
+        module, columns = (self._whole, self.columns) if head else (self._encoder, self._encoder_columns)
+        inputs = {name: value for name, value in inputs.items() if name in columns}
+        if not (head and self.reads_logits) and inputs["input_ids"].dim() == 3:
+            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}  # choices, to an encoder
+        autocast = self.execution.autocast if self.model.dtype == torch.float32 else nullcontext
+        with self.capture.recording() as scores, autocast():
+            outputs = module(**inputs, **self.capture.forward_arguments)
+        return self.capture.collect(outputs, inputs.get("attention_mask"), scores)
+
+    def observe(self, inputs: Mapping[str, Any], verify: bool = False) -> Activations:
+        """What the losses read of it, from its cache if there is one; without logits if the batch holds them.
+
+        Args:
+            inputs: The batch.
+            verify: Whether to run the model in any case and compare the cache with what it says now.
+
+        Raises:
+            ValueError: If the cache is stale, or if the batch lacks the column that finds its rows.
+        """
+        needs_logits = self.reads_logits and TEACHER_LOGITS not in inputs
+        activations = Activations()
+        if verify or (self.captures and self.cache is None) or needs_logits:
+            activations = self.run(inputs, head=needs_logits or verify)
+        if self.cache is None:
+            return activations
+        if TEACHER_ROW not in inputs:
+            raise ValueError(
+                f"The batch lacks the column {TEACHER_ROW}, by which cached teacher activations are found: make the "
+                "data collator keep it, or set teacher_cache_gb=0."
+            )
+        cached = self.cache.lookup(inputs[TEACHER_ROW], inputs["attention_mask"])
+        if verify:
+            check_same(cached, activations)
+            cached.logits, cached.prediction_head = activations.logits, activations.prediction_head
+        return cached
+
+    def cache_rows(
+        self,
+        dataset: datasets.Dataset,
+        collate: Callable[[list[dict]], Mapping[str, Any]],
+        budget_gb: float,
+        worthwhile: bool,
+    ) -> bool:
+        """Cache what is captured of `dataset` on disk, and read it from there from now on.
+
+        Returns:
+            Whether there is a cache (`cache_activations`); if not, the reason is in the log.
+        """
+        reason = self._reason_against_cache(dataset)
+        if reason:
+            logger.warning(f"Teacher activations are not cached: {reason}.")
+            return False
+        depends = [self.capture.attention_layers, self.capture.hidden_layers, self.capture.values, self.columns]
+        with self.execution.autocast():
+            device = self.model.device.type
+            depends += [self.model.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
+        key = f"{weights_digest(self.model)} {depends}"
+        run = partial(self.run, head=False)
+        self.cache = cache_activations(run, dataset, collate, key, budget_gb, worthwhile)
+        return self.cache is not None
+
+    def _reason_against_cache(self, dataset: Any) -> str | None:
+        columns = getattr(dataset, "column_names", None) or ()
+        if self.reads_logits and TEACHER_LOGITS not in columns:
+            return "the teacher has to run for its logits (cache_logits caches those)"
+        if not isinstance(dataset, datasets.Dataset) or "attention_mask" not in columns:
+            return "that takes a datasets.Dataset with an attention_mask"
+        if isinstance(dataset.features["attention_mask"].feature, datasets.List):
+            return "that takes rows of one sequence, not of several choices"
+        return None

@@ -1,0 +1,220 @@
+"""What lives only while `DistillationTrainer.train` runs: from the set-up of student and teachers to its undoing."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import has_length
+
+from ..activations import Activations
+from ..lineage import last_stage, replace_last_stage
+from ..losses import DistillationLoss
+from ..models.capture import ActivationCapture
+from ..models.forward import forward_columns
+from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked
+from .arguments import DistillationArguments
+from .batch_mean import BatchMean
+from .checks import check_activations, check_columns, check_mask
+from .companions import Companions, is_companion
+from .objective import LayersRead, Lesson, Objective, Pair
+from .projections import Projections, build_projections
+
+PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
+WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
+
+Collator = Callable[[list[dict]], dict[str, Any]]
+
+
+class DistillationRun:
+    """One training of a student by its teachers. `with run:` sets both up and restores them at the end.
+
+    Args:
+        student: The student.
+        teachers: The teachers; none for losses that need none.
+        losses: The losses.
+        args: The trainer's arguments.
+        accelerator: The trainer's.
+        batch_mean: The trainer's.
+        projections: Those of an earlier `train` of the same student, which go on training.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teachers: Sequence[Teacher],
+        losses: Sequence[DistillationLoss],
+        args: DistillationArguments,
+        accelerator: Accelerator,
+        batch_mean: BatchMean,
+        projections: Projections | None = None,
+    ):
+        self.student, self.losses, self.args, self.batch_mean = student, losses, args, batch_mean
+        self.teachers = Ensemble(teachers, args.teacher_logits)
+        self.objective = Objective(losses, args.loss_schedules)
+        self.reads = frozenset().union(*(loss.reads for loss in losses))
+        self.layers = [LayersRead.by(losses, teacher.layer_mapping) for teacher in teachers]
+        self.student_capture = ActivationCapture(
+            student,
+            [m for read in self.layers for m, _ in read.attention],
+            [m for read in self.layers for m, _ in read.hidden],
+            values="values" in self.reads,
+            padding_free=args.padding_free,
+        )
+        compile_options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+        self.execution = Execution(
+            accelerator.autocast,  # as Accelerate does for the student
+            compile_options if args.torch_compile else None,
+            args.padding_free,
+        )
+        self.companions = Companions.of_losses(losses, projections)
+        self._first_step = True
+
+    def __enter__(self) -> "DistillationRun":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.student_capture.enabled())
+            for teacher, read in zip(self.teachers.teachers, self.layers, strict=True):
+                layers = [g for _, g in read.attention], [g for _, g in read.hidden]
+                stack.enter_context(teacher.reading(self.reads, *layers, self.execution))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def start(self, dataset: Any, collate: Collator) -> Any:
+        """Fit the projections, attach the companions to the student, and cache the teachers' activations.
+
+        Args:
+            dataset: The training data.
+            collate: Rows → a batch on the device, as training will see it.
+
+        Returns:
+            The training data, with a column of row numbers if there is a cache.
+        """
+        if self.companions.projections is None:
+            self.companions.projections = build_projections(self.losses, self.student, self.teachers.teachers)
+            if self.companions.projections is not None:
+                self.companions.projections.fit(self._first_states(dataset, collate))
+        self._stack.enter_context(self.companions.attached(self.student))
+        if not self.args.teacher_cache_gb:
+            return dataset
+        return self.teachers.cache_activations(
+            dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
+        )
+
+    def _epochs(self, dataset: Any) -> float:
+        args = self.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        by_steps = args.max_steps > 0 and has_length(dataset)
+        return args.max_steps * batch / len(dataset) if by_steps else args.num_train_epochs
+
+    @torch.no_grad()
+    def _first_states(self, dataset: Any, collate: Collator) -> Iterator[tuple[Any, list[Activations], Any]]:
+        """Hidden states of student and teachers on the first training rows, as `Projections.fit` takes them.
+
+        Every process reads the same rows, so that any number of processes starts from the same projections.
+        """
+        student, tokens = self.student, 0
+        rows = (dataset[i] for i in range(len(dataset))) if has_length(dataset) else iter(dataset)
+        rows = islice(rows, PROJECTION_ROWS)
+        student.eval()
+        while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
+            inputs = collate(batch)
+            teachers = self.teachers.run_all(inputs)
+            inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
+            states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
+            real = inputs["attention_mask"].flatten(0, -2).bool() if "attention_mask" in inputs else slice(None)
+            yield states, teachers, real
+            hidden = next(state for state in states if state is not None)
+            tokens += hidden[real].numel() // hidden.shape[-1]
+
+    # ---- A step ----
+
+    def check_inputs(self, inputs: Mapping[str, Any], dataset: Any) -> None:
+        """Check a batch before the models see it.
+
+        Raises:
+            ValueError: If padding has no mask or, in the first step, if the data collator dropped a column.
+        """
+        check_mask(inputs, self.student.config.pad_token_id)
+        if self._first_step:
+            check_columns(self.teachers.columns, dataset, inputs)
+
+    def loss(
+        self,
+        inputs: Mapping[str, Any],
+        forward: Callable[[Mapping[str, Any], bool], tuple[Tensor | None, Any]],
+        progress: float,
+        log: Callable[[dict[str, float]], None],
+    ) -> tuple[Tensor, Any]:
+        """Σ λ_i·L_i of a micro-batch, and the student's outputs.
+
+        Args:
+            inputs: The batch.
+            forward: Called with the student's extra arguments and whether the label loss is needed; returns the label
+                loss and the student's outputs.
+            progress: The share of all steps that is done.
+            log: The trainer's log.
+        """
+        verify = self._first_step
+        teaching = self.teachers.teach(inputs, verify)
+        student, outputs = self._run_student(inputs, forward)
+        lesson = self._lesson(student, outputs, teaching)
+        if self._first_step:
+            for number, pair in enumerate(lesson.pairs or [lesson.combined], start=1):
+                with about_teacher(number, len(teaching.activations)):
+                    check_activations(self.losses, pair.student, pair.teacher)
+            lesson = self._lower_teachers(inputs, lesson, student, outputs, log)
+            self._first_step = False
+        values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
+        if self.args.balance_losses and not self.objective.factors:
+            self._balance(values)
+        return self.objective.total(values, progress), outputs
+
+    def _run_student(self, inputs, forward) -> tuple[Activations, Any]:
+        capture, mask = self.student_capture, inputs.get("attention_mask")
+        if mask is not None and mask.device.type == "cpu" and mask.all():  # elsewhere asking would mean waiting
+            mask = None  # spares the losses their masked copies
+        with capture.recording() as scores:
+            loss, outputs = forward(capture.forward_arguments, "loss" in self.reads)
+        return capture.collect(outputs, mask, scores, loss, inputs.get("labels")), outputs
+
+    def _lesson(self, student: Activations, outputs: Any, teaching: Teaching) -> Lesson:
+        projections, teachers = self.companions.projections, self.teachers.teachers
+        views = [student] * len(teachers)
+        if projections is not None:
+            views = [
+                replace(student, projected_states=states) for states in projections.split(outputs["hidden_states"])
+            ]
+        pairs = [
+            Pair(view, activations, teacher.layer_mapping, teacher.weight)
+            for view, activations, teacher in zip(views, teaching.activations, teachers, strict=True)
+        ]
+        combined = Pair(student, Activations(student.attention_mask, teaching.logits), [])
+        return Lesson(pairs, combined, lambda loss, *compared: self.companions.call(outputs, loss, *compared))
+
+    @torch.no_grad()
+    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any, log) -> Lesson:
+        """Bring the teachers to `teacher_dtype` and log the share by which each loss of these rows changes."""
+        dtype = getattr(torch, self.args.teacher_dtype or "", None)
+        if dtype is None or not self.teachers.lower(dtype):
+            return lesson
+        teaching = self.teachers.teach(inputs)
+        checked(teaching.activations)
+        lowered, mean = self._lesson(student, outputs, teaching), self.batch_mean.over_examples(inputs)
+        before, after = (self.objective.values(compared, mean) for compared in (lesson, lowered))
+        log({f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before})
+        return lowered
+
+    def _balance(self, values: Mapping[str, Tensor]) -> None:
+        named = self.student.named_parameters()
+        parameters: list[nn.Parameter] = [p for name, p in named if p.requires_grad and not is_companion(name)]
+        self.objective.balance(values, parameters, self.batch_mean.over_processes)
+        stage = last_stage(self.student.config)
+        replace_last_stage(self.student.config, stage.balanced(self.objective.factors))

@@ -1,0 +1,364 @@
+"""DistillationTrainer: transformers' Trainer with a teacher."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
+
+from ..layer_mapping import map_layers
+from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
+from ..losses import DistillationLoss
+from ..models.forward import forward_columns
+from ..models.prediction_heads import prediction_head_of
+from ..publishing.hub import Token
+from ..publishing.publisher import Publisher
+from ..teachers import (
+    TEACHER_LOGITS,
+    TEACHER_ROW,
+    Teacher,
+    about_teacher,
+    freeze,
+    load_teachers,
+    normalised,
+    pad_logits,
+)
+from .arguments import DistillationArguments
+from .batch_mean import BatchMean
+from .checks import check_compatible, check_losses
+from .companions import detached, is_companion
+from .objective import Objective
+from .projections import Projections
+from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
+from .record import describe_stage
+from .run import DistillationRun
+
+
+class DistillationTrainer(Trainer):
+    """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without a teacher it is Trainer.
+
+    Every loss is the mean over examples of the accumulated and global batch; the log has each, before its weight, as
+    `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone. Projections to the teacher's width
+    start at the least-squares fit on the first training rows (256, or 8,192 tokens), live in the student only while
+    `train` runs, and have a file of their own in each checkpoint; so have the parameters of losses. What it trains is
+    recorded in the student's configuration and told by its model card.
+
+    With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses. A push that fails while training
+    runs is a warning, as the one at the end holds all that it would have held. No file holds `hub_token`.
+
+    Args:
+        teacher_model: A model, a Hub id or a local path, or a list of them (`teacher_weights`, `teacher_logits`). Each
+            is frozen, in eval mode, never saved, and has its own layer mapping and projections.
+        losses: Loss modules; None builds them from `args` (`DistillationArguments`).
+        All other arguments are those of `transformers.Trainer`.
+
+    Attributes:
+        data_name: The name of the training data in the record; set it before `train` if the data has none.
+        augmentation: The settings that the training data was augmented with; set it before `train`.
+        report: A `StudentReport` for the model card; set it before `push_to_hub`.
+
+    Raises:
+        ValueError, TypeError: Before any training, if student, teacher, losses and arguments do not fit.
+        RuntimeError: If `push_to_hub` is set and the Hub refuses.
+    """
+
+    data_name: str | None = None
+    augmentation: Mapping[str, Any] | None = None
+    report: Any = None
+    losses: Sequence[DistillationLoss] = ()
+    threshold: QualityThreshold | None = None
+    push_in_progress = None
+    _runs: contextlib.ExitStack | None = None
+    _run: DistillationRun | None = None
+    _projections: Projections | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init=None,
+        compute_loss_func=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        optimizer_cls_and_kwargs=None,
+        preprocess_logits_for_metrics=None,
+        teacher_model: PreTrainedModel | str | Sequence[PreTrainedModel | str] | None = None,
+        losses: Sequence[DistillationLoss] | None = None,
+    ):
+        distils = teacher_model is not None or bool(losses)
+        if distils and args is None:
+            args = DistillationArguments(output_dir="tmp_trainer")
+        if distils and not isinstance(args, DistillationArguments):
+            raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
+        models = load_teachers(teacher_model, processing_class)
+        self._publisher = Publisher(self)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        if self.args.hub_token is not None:
+            self.args.hub_token = Token(self.args.hub_token)
+        self._batch_mean = BatchMean(self.accelerator)
+        self.teachers: list[Teacher] = []
+        if self._min_retained is not None:
+            check_threshold(self, models)
+        if distils:
+            self._set_up_losses(losses, models)
+
+    def _set_up_losses(self, losses: Sequence[DistillationLoss] | None, models: list[PreTrainedModel]) -> None:
+        args = self.args
+        self.losses = args.build_losses() if losses is None else list(losses)
+        self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self.losses]
+        if args.n_gpu > 1:
+            raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
+        if args.balance_losses and self._shards_itself:
+            raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
+        if len({id(teacher) for teacher in models}) < len(models):
+            raise ValueError("teacher_model has the same model twice: give it a larger weight in teacher_weights.")
+        self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
+        check_losses(self.losses, bool(models), self._has_cached_logits)
+        weights = normalised(args.teacher_weights, len(models)) if models else []
+        for number, (teacher, weight) in enumerate(zip(models, weights, strict=True), start=1):
+            with about_teacher(number, len(models)):
+                check_compatible(self.model, teacher, self.losses)
+                depths = self.model.config.num_hidden_layers, teacher.config.num_hidden_layers
+                layer_mapping = map_layers(args.layer_mapping, *depths)
+                self.teachers.append(Teacher(freeze(teacher, args.device), layer_mapping, weight))
+        Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
+        if self._min_retained is not None:
+            self.threshold = measure_threshold(self, models)
+
+    @property
+    def teacher_models(self) -> list[PreTrainedModel]:
+        """The models of the teachers."""
+        return [teacher.model for teacher in self.teachers]
+
+    @property
+    def _student(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def _min_retained(self) -> float | None:
+        return self.args.push_to_hub_min_retained if isinstance(self.args, DistillationArguments) else None
+
+    @property
+    def _has_cached_logits(self) -> bool:
+        return TEACHER_LOGITS in (getattr(self.train_dataset, "column_names", None) or ())
+
+    # ---- The time in which student and teacher are set up to be read ----
+
+    def train(self, *args, **kwargs):
+        """Trainer's `train`; the student is handed back as it came, also if training ends in an exception."""
+        if not self.losses:
+            return super().train(*args, **kwargs)
+        try:
+            with contextlib.ExitStack() as self._runs:
+                if self.model_init is None:
+                    self._start_run(self.model)
+                return super().train(*args, **kwargs)
+        finally:
+            self._runs = self._run = None
+
+    def call_model_init(self, trial=None):
+        """A new student; with it come new projections and the losses' first parameters."""
+        student = super().call_model_init(trial)
+        if self._runs is not None:
+            self._runs.close()
+            self._projections = None
+            for loss, state in zip(self.losses, self._initial_losses, strict=True):
+                loss.load_state_dict(state)
+            self._start_run(student)
+        return student
+
+    def _start_run(self, student: PreTrainedModel) -> None:
+        if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
+            raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        self._runs.callback(setattr, self, "data_collator", self.data_collator)
+        self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
+        if self._has_cached_logits:
+            self.data_collator = pad_logits(self.data_collator, prediction_head_of(student))
+        data = DataRecord.from_rows(self.train_dataset, self.data_name)
+        batch_size = self.get_total_train_batch_size(self.args)
+        stage = describe_stage(self.losses, self.teachers, self.args, data, self.augmentation, batch_size)
+        self._runs.enter_context(recorded(student.config, stage))
+        run = DistillationRun(
+            student, self.teachers, self.losses, self.args, self.accelerator, self._batch_mean, self._projections
+        )
+        self._run = self._runs.enter_context(run)
+        self.train_dataset = run.start(self.train_dataset, self._collate)
+        self._projections = run.companions.projections
+
+    @property
+    def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
+        """Rows of the training data → a batch on the device, as training will see it."""
+        collator = self._get_collator_with_removed_columns(self.data_collator)
+        return lambda features: self._prepare_inputs(collator(features))
+
+    def create_optimizer(self, model=None):
+        """Trainer's; projections and losses' parameters also join an optimizer that was made before them."""
+        optimizer = super().create_optimizer(model)
+        if self._run is None:
+            return optimizer
+        # each attempt of auto_find_batch_size begins here
+        config, batch_size = self._student.config, self.get_total_train_batch_size(self.args)
+        replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
+        self._run.objective.restart()
+        if not self._shards_itself:
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            missing = [parameter for parameter in self._run.companions.parameters() if id(parameter) not in held]
+            # into a group of the user's, so that the user's scheduler knows its learning rate
+            optimizer.param_groups[0]["params"].extend(missing)
+        return optimizer
+
+    # ---- The loss ----
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, with the numbers of examples and labels counted."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.losses:
+            self._batch_mean.count(batch_samples, device)
+        return batch_samples, num_items_in_batch
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
+        if self._run is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._run.check_inputs(inputs, self.train_dataset)
+        forward = partial(self._student_forward, model, self._student_inputs(inputs), num_items_in_batch)
+        progress = self.state.global_step / self.state.max_steps
+        loss, outputs = self._run.loss(inputs, forward, progress, self.log)
+        return (loss, outputs) if return_outputs else loss
+
+    def _student_forward(self, model: nn.Module, inputs, num_items_in_batch, extra: dict[str, Any], labels: bool):
+        """The label loss, None unless `labels` asks for it, and the student's outputs."""
+        inputs = {**inputs, **extra}
+        if not labels:
+            return None, model(**{name: value for name, value in inputs.items() if name not in self.label_names})
+        if self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, True, num_items_in_batch)
+        # Sequence classification heads accept num_items_in_batch and ignore it: their loss would be too large by the
+        # number of accumulation steps. So the mean of this micro-batch is weighted by its share of the labels.
+        loss, outputs = super().compute_loss(model, inputs, True, None)
+        return self._batch_mean.over_labels(loss, inputs), outputs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log with `{name}_loss` of each loss beside `loss`: means over the steps since the last log."""
+        if "loss" in logs and self._run is not None:
+            mean = self._batch_mean.over_processes
+            logs |= self._run.objective.means(self.state.global_step, self._initial_global_step, mean)
+        super().log(logs, start_time)
+
+    # ---- Inputs: the student's, and what only the teacher takes ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.losses:
+            columns = [TEACHER_LOGITS, TEACHER_ROW, *self._teacher_columns]
+            self._signature_columns += [name for name in columns if name not in self._signature_columns]
+
+    @property
+    def _teacher_columns(self) -> set[str]:
+        return set().union(*map(forward_columns, self.teacher_models))
+
+    def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
+        if not self.losses:
+            return inputs
+        teacher_only = {TEACHER_LOGITS, TEACHER_ROW} | self._teacher_columns - set(forward_columns(self._student))
+        return {name: value for name, value in inputs.items() if name not in teacher_only}
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Trainer's, on the columns that the student takes."""
+        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+
+    # ---- Checkpoints: the student as it is, its companions beside it ----
+
+    @property
+    def _shards_itself(self) -> bool:
+        """FSDP and DeepSpeed checkpoints hold every submodule, companions included."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is not None:
+            state_dict = {name: value for name, value in state_dict.items() if not is_companion(name)}
+        with detached(self._student):
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._run is not None and not self._shards_itself and self.args.should_save:
+            self._run.companions.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._run is None:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        resume(self._student.config, resume_from_checkpoint)
+        self._run.objective.factors = last_stage(self._student.config).factors
+        if self._shards_itself:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with detached(self._student):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._run.companions.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
+            super()._load_best_model()
+
+    # ---- The Hub ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Trainer's, tried again; raises RuntimeError that says what to do, also if `hub_revision` does not exist."""
+        self._publisher.init_repo(partial(super().init_hf_repo, token, private), token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Trainer's, once the student is saved, and tried again if the connection or the Hub breaks.
+
+        Raises:
+            ValueError: If the student keeps less than `push_to_hub_min_retained` of the teacher's score.
+            RuntimeError: If the push fails, in one line. Both say where the student is.
+        """
+        push = partial(super().push_to_hub, commit_message, blocking, token, revision, private, **kwargs)
+        return self._publisher.push(push, commit_message, token, revision, self.threshold)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._publisher.push_checkpoint(partial(super()._push_from_checkpoint, checkpoint_folder), self.threshold)
+
+    def _finish_current_push(self) -> None:
+        self._publisher.finish_pushes(super()._finish_current_push)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Trainer's, extended with lineage and `report` if there are losses (`extend_card`)."""
+        write = partial(super().create_model_card, *args)
+        if not self.losses:
+            return write(**kwargs)
+        with detached(self._student):
+            self._publisher.write_card(write, self._student, self.report, self.data_name, **kwargs)
