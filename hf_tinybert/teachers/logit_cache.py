@@ -28,11 +28,11 @@ def cache_logits(
     weights: Sequence[float] | None = None,
     how: str = "mean",
 ) -> datasets.Dataset:
-    """Add the teacher's logits as a column `teacher_logits`, which `DistillationTrainer` reads in place of the teacher.
+    """Add the teacher's logits as a column `teacher_logits`, so that `DistillationTrainer` need not run the teacher.
 
-    One pass in eval mode, rows of similar length together, shared between processes. If the data set is on disk, so is
-    the result (`sharded_map`), named by the rows' fingerprint and a digest of the teacher's weights: the same call
-    again reads it, another teacher or other rows do not.
+    The teacher runs once in eval mode, with rows of similar length in a batch, and processes share the work. If the
+    data set is on disk, so is the result (`sharded_map`). Its name depends on the rows' fingerprint and on a digest of
+    the teacher's weights: the same call reads it again, another teacher or other rows do not.
 
     Args:
         teacher: A model, or several, whose logits are combined.

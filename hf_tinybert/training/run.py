@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 
 from ..activations import Activations
+from ..layer_mapping import map_layers
 from ..lineage import last_stage, replace_last_stage
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns
-from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked
+from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, freeze, normalised
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
-from .checks import check_activations, check_columns, check_mask
+from .checks import check_activations, check_columns, check_compatible, check_mask
 from .companions import Companions, is_companion
 from .objective import LayersRead, Lesson, Objective, Pair
 from .projections import Projections, build_projections
@@ -29,6 +30,29 @@ PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
 
 Collator = Callable[[list[dict]], dict[str, Any]]
+
+
+def build_teachers(
+    student: PreTrainedModel,
+    models: Sequence[PreTrainedModel],
+    losses: Sequence[DistillationLoss],
+    args: DistillationArguments,
+) -> list[Teacher]:
+    """Check the teachers' models against the student and the losses, freeze them, and map their layers.
+
+    Raises:
+        TypeError, ValueError: If one does not fit; the message names it and says what to change.
+    """
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("teacher_model has the same model twice: give it a larger weight in teacher_weights.")
+    weights, teachers = normalised(args.teacher_weights, len(models)) if models else [], []
+    for number, (model, weight) in enumerate(zip(models, weights, strict=True), start=1):
+        with about_teacher(number, len(models)):
+            check_compatible(student, model, losses)
+            depths = student.config.num_hidden_layers, model.config.num_hidden_layers
+            layer_mapping = map_layers(args.layer_mapping, *depths)
+            teachers.append(Teacher(freeze(model, args.device), layer_mapping, weight))
+    return teachers
 
 
 class DistillationRun:
@@ -162,8 +186,7 @@ class DistillationRun:
             progress: The share of all steps that is done.
             log: The trainer's log.
         """
-        verify = self._first_step
-        teaching = self.teachers.teach(inputs, verify)
+        teaching = self.teachers.teach(inputs, verify=self._first_step)
         student, outputs = self._run_student(inputs, forward)
         lesson = self._lesson(student, outputs, teaching)
         if self._first_step:

@@ -11,45 +11,45 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..layer_mapping import map_layers
 from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.forward import forward_columns
 from ..models.prediction_heads import prediction_head_of
 from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
-from ..teachers import (
-    TEACHER_LOGITS,
-    TEACHER_ROW,
-    Teacher,
-    about_teacher,
-    freeze,
-    load_teachers,
-    normalised,
-    pad_logits,
-)
+from ..teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, load_teachers, pad_logits
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
-from .checks import check_compatible, check_losses
+from .checks import check_losses
 from .companions import detached, is_companion
 from .objective import Objective
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
 from .record import describe_stage
-from .run import DistillationRun
+from .run import DistillationRun, build_teachers
+
+
+def _distillation_arguments(args: TrainingArguments | None) -> DistillationArguments:
+    if args is None:
+        return DistillationArguments(output_dir="tmp_trainer")
+    if not isinstance(args, DistillationArguments):
+        raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
+    return args
 
 
 class DistillationTrainer(Trainer):
-    """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without a teacher it is Trainer.
+    """`Trainer` that trains `model`, the student, on Σ λ_i·L_i against `teacher_model`; without one it is Trainer.
 
-    Every loss is the mean over examples of the accumulated and global batch; the log has each, before its weight, as
-    `{name}_loss`. Evaluation and prediction are Trainer's own, on the student alone. Projections to the teacher's width
-    start at the least-squares fit on the first training rows (256, or 8,192 tokens), live in the student only while
-    `train` runs, and have a file of their own in each checkpoint; so have the parameters of losses. What it trains is
-    recorded in the student's configuration and told by its model card.
+    Every loss is the mean over examples of the accumulated and global batch. The log shows each loss before its weight
+    as `{name}_loss`. Evaluation and prediction are Trainer's own and run the student alone.
 
-    With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses. A push that fails while training
-    runs is a warning, as the one at the end holds all that it would have held. No file holds `hub_token`.
+    Projections to the teacher's width start at the least-squares fit on the first training rows (256 rows or 8,192
+    tokens). They live in the student only while `train` runs, and each checkpoint has a file for them. The same holds
+    for the parameters of losses. The student's configuration records what it was trained on (`hf_tinybert.lineage`),
+    and its model card shows the record.
+
+    With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses the student. A push that fails
+    during training is a warning, because the push at the end holds everything. No file holds `hub_token`.
 
     Args:
         teacher_model: A model, a Hub id or a local path, or a list of them (`teacher_weights`, `teacher_logits`). Each
@@ -96,10 +96,7 @@ class DistillationTrainer(Trainer):
         losses: Sequence[DistillationLoss] | None = None,
     ):
         distils = teacher_model is not None or bool(losses)
-        if distils and args is None:
-            args = DistillationArguments(output_dir="tmp_trainer")
-        if distils and not isinstance(args, DistillationArguments):
-            raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
+        args = _distillation_arguments(args) if distils else args
         models = load_teachers(teacher_model, processing_class)
         self._publisher = Publisher(self)
         super().__init__(
@@ -134,17 +131,9 @@ class DistillationTrainer(Trainer):
             raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
         if args.balance_losses and self._shards_itself:
             raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
-        if len({id(teacher) for teacher in models}) < len(models):
-            raise ValueError("teacher_model has the same model twice: give it a larger weight in teacher_weights.")
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
         check_losses(self.losses, bool(models), self._has_cached_logits)
-        weights = normalised(args.teacher_weights, len(models)) if models else []
-        for number, (teacher, weight) in enumerate(zip(models, weights, strict=True), start=1):
-            with about_teacher(number, len(models)):
-                check_compatible(self.model, teacher, self.losses)
-                depths = self.model.config.num_hidden_layers, teacher.config.num_hidden_layers
-                layer_mapping = map_layers(args.layer_mapping, *depths)
-                self.teachers.append(Teacher(freeze(teacher, args.device), layer_mapping, weight))
+        self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
         if self._min_retained is not None:
             self.threshold = measure_threshold(self, models)

@@ -10,6 +10,7 @@ from short_runs import distil
 from transformers import BertForSequenceClassification
 
 from hf_tinybert import AttentionLoss, HiddenLoss, PredictionLoss, TaskLoss
+from hf_tinybert.lineage import last_stage
 from hf_tinybert.training.companions import PROJECTIONS
 
 if __name__ == "__main__":
@@ -35,5 +36,5 @@ if __name__ == "__main__":
     )
     assert trainer.accelerator.num_processes == world
     norm = sum(g.square().sum() for name, g in gradients.items() if PROJECTIONS not in name).sqrt().item()
-    found = {"norm": norm, "factors": list(trainer._objective.factors.values())}
+    found = {"norm": norm, "factors": list(last_stage(student.config).factors.values())}
     Path(options.folder, f"rank{rank}.json").write_text(json.dumps(found))

@@ -22,8 +22,9 @@ def train(folder, processes, *flags):
         ["--teachers", "2"],
         ["--intermediate"],
         ["--intermediate", "--checkpointing"],
-        ["--intermediate", "--kept"],
+        ["--intermediate", "--cached"],
         ["--padding_free"],
+        ["--parameters"],
     ],
 )
 def test_two_processes_equal_one(tmp_path, flags):
@@ -33,7 +34,7 @@ def test_two_processes_equal_one(tmp_path, flags):
     for log, want in zip(first["logs"], single["logs"], strict=True):
         for name, value in want.items():
             assert log[name] == pytest.approx(value, rel=1e-4), name
-    for part in ("student", "projections"):
+    for part in ("student", "projections", "losses"):
         for name, want in single[part].items():
             assert torch.equal(first[part][name], second[part][name]), f"ranks differ in {name}"
             torch.testing.assert_close(

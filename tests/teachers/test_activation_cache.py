@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import pad, rows
 
-from hf_tinybert.teachers.activation_cache import cache_activations
 from hf_tinybert.activations import Activations, QueryKey
+from hf_tinybert.teachers.activation_cache import cache_activations
 
 DATA = rows(40)
 
@@ -35,12 +35,12 @@ def assert_right(cache):
     for chosen in ([3, 17, 5], [39], list(range(40))):
         batch = pad([DATA[i] for i in chosen], to=15)
         real, want = batch["attention_mask"].bool(), forward(batch)
-        got = cache.read(torch.tensor(chosen), batch["attention_mask"])
+        got = cache.lookup(torch.tensor(chosen), batch["attention_mask"])
         assert torch.equal(got.hidden_states[0][real].float(), want.hidden_states[0][real])
         assert got.hidden_states[1] is got.attentions[0] is None
-        ours, theirs = got.attentions[1], want.attentions[1]
-        assert ours.scaling == theirs.scaling
-        for a, b in zip(ours.vectors, theirs.vectors, strict=True):
+        scores, wanted = got.attentions[1], want.attentions[1]
+        assert scores.scaling == wanted.scaling
+        for a, b in zip(scores.vectors, wanted.vectors, strict=True):
             assert torch.equal(a.transpose(1, 2)[real].float(), b.transpose(1, 2)[real])
 
 
@@ -48,7 +48,7 @@ def test_reads_what_was_written_whatever_the_padding():
     cache = cache_activations(forward, DATA, pad, "key", 1.0, batch_size=7)
     assert_right(cache)
     left = {name: values.flip(1) for name, values in pad([DATA[i] for i in (3, 17)]).items() if values.dim() == 2}
-    got = cache.read(torch.tensor([3, 17]), left["attention_mask"])
+    got = cache.lookup(torch.tensor([3, 17]), left["attention_mask"])
     want = pad([DATA[i] for i in (3, 17)])
     for b, length in enumerate(want["attention_mask"].sum(1)):  # padding on the left, tokens in the same order
         expected = states(want["input_ids"][b, :length], 8, 0)
@@ -59,10 +59,10 @@ def test_other_lengths_are_refused():
     cache = cache_activations(forward, DATA, pad, "key", 1.0)
     mask = pad([DATA[3], DATA[17]])["attention_mask"]
     with pytest.raises(ValueError, match="teacher_cache_gb=0"):
-        cache.read(torch.tensor([17, 3]), mask)
+        cache.lookup(torch.tensor([17, 3]), mask)
 
 
-def test_scores_without_factors_are_not_kept():
+def test_scores_without_factors_are_not_cached():
     def dense(inputs):
         return Activations(inputs["attention_mask"], attentions=(torch.zeros(1, 2, 12, 12),))
 

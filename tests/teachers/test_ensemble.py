@@ -9,8 +9,8 @@ import torch
 from conftest import bert_config, build, pad, rows, word_tokenizer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from short_runs import arguments, assert_same_run, distil
+from torch.nn import functional as F
 from transformers import BertForSequenceClassification, DataCollatorWithPadding
 
 from hf_tinybert import (
@@ -23,8 +23,8 @@ from hf_tinybert import (
     TaskLoss,
     cache_logits,
 )
-from hf_tinybert.activations import Logits
-from hf_tinybert.teachers.ensemble import combine_logits, normalised
+from hf_tinybert.models.prediction_heads import Classes, Labels, Regression, Spans, TokenClasses
+from hf_tinybert.teachers import combine_logits, normalised
 from hf_tinybert.training.companions import PROJECTIONS_FILE
 
 WEIGHTS = [0.5, 0.3, 0.2]
@@ -50,7 +50,7 @@ def draw(*shape, dtype=torch.float64, count=3):
 def test_mean_of_logits(shape, dtype):
     logits = draw(*shape, dtype=dtype)
     expected = sum(w * z.double() for w, z in zip(WEIGHTS, logits, strict=True))
-    combined = combine_logits(logits, WEIGHTS)
+    combined = combine_logits(logits, WEIGHTS, Classes())
     assert combined.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
     torch.testing.assert_close(combined.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -64,7 +64,7 @@ def reference(logits, weights, probabilities):
 
 def test_confidence_of_classes():
     logits = draw(2, 5, 7)
-    combined = combine_logits(logits, WEIGHTS, "confidence")
+    combined = combine_logits(logits, WEIGHTS, TokenClasses(), "confidence")
     for b in range(2):
         for s in range(5):
             want = reference([z[b, s] for z in logits], WEIGHTS, lambda z: z.softmax(0))
@@ -73,7 +73,7 @@ def test_confidence_of_classes():
 
 def test_confidence_of_labels():
     logits = draw(4, 3)
-    combined = combine_logits(logits, WEIGHTS, "confidence", Logits.LABELS)
+    combined = combine_logits(logits, WEIGHTS, Labels(), "confidence")
     for b in range(4):
         for c in range(3):
             want = reference([z[b, c] for z in logits], WEIGHTS, lambda z: [z.sigmoid(), (-z).sigmoid()])
@@ -83,7 +83,7 @@ def test_confidence_of_labels():
 def test_confidence_of_positions_leaves_padding_out():
     logits, lengths = draw(3, 6, 2), [6, 4, 1]
     mask = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths])
-    combined = combine_logits(logits, WEIGHTS, "confidence", Logits.POSITIONS, mask)
+    combined = combine_logits(logits, WEIGHTS, Spans(), "confidence", mask)
     for b, n in enumerate(lengths):
         for end in (0, 1):
             want = reference([z[b, :n, end] for z in logits], WEIGHTS, lambda z: z.softmax(0))
@@ -93,13 +93,13 @@ def test_confidence_of_positions_leaves_padding_out():
 
 def test_the_surer_teacher_is_heard_more():
     sure, unsure = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 0.1]])
-    assert combine_logits([sure, unsure], [0.5, 0.5], "confidence")[0, 0] > 0.6 * 9
-    torch.testing.assert_close(combine_logits([sure], [1.0], "confidence"), sure, rtol=0, atol=0)
+    assert combine_logits([sure, unsure], [0.5, 0.5], Classes(), "confidence")[0, 0] > 0.6 * 9
+    torch.testing.assert_close(combine_logits([sure], [1.0], Classes(), "confidence"), sure, rtol=0, atol=0)
 
 
 def test_a_score_has_no_confidence():
     with pytest.raises(ValueError, match="set teacher_logits='mean'"):
-        combine_logits(draw(4, 1), WEIGHTS, "confidence")
+        combine_logits(draw(4, 1), WEIGHTS, Regression(), "confidence")
 
 
 def test_weights_sum_to_one():
@@ -156,7 +156,7 @@ def test_losses_are_weighted_sums_over_teachers(tmp_path, student, teacher, othe
 def test_each_teacher_has_its_own_layers(tmp_path, student, teacher, other):
     """Alone, with the same start of the projections, each gives the part that is logged for it."""
     trainer, (log,), _ = distil(tmp_path / "both", copy.deepcopy(student), [teacher, other], losses())
-    assert trainer.layer_mappings == [[(1, 2), (2, 4)], [(1, 3), (2, 6)]]
+    assert [each.layer_mapping for each in trainer.teachers] == [[(1, 2), (2, 4)], [(1, 3), (2, 6)]]
     for k, each in enumerate((teacher, other), start=1):
         _, (alone,), _ = distil(tmp_path / str(k), copy.deepcopy(student), each, losses())
         for name in ("attention", "hidden", "embedding", "cosine"):
@@ -167,8 +167,8 @@ def test_each_teacher_has_its_own_layers(tmp_path, student, teacher, other):
 def test_the_prediction_loss_reads_the_combined_logits(tmp_path, student, teacher, other, how):
     batch = {name: values for name, values in pad(rows(8).to_list()).items() if name != "labels"}
     with torch.no_grad():
-        ours, *theirs = (model.eval()(**batch).logits.double() for model in (student, teacher, other))
-    want = F.cross_entropy(ours, combine_logits(theirs, [0.4, 0.6], how).softmax(-1))
+        logits, *teacher_logits = (model.eval()(**batch).logits.double() for model in (student, teacher, other))
+    want = F.cross_entropy(logits, combine_logits(teacher_logits, [0.4, 0.6], Classes(), how).softmax(-1))
     settings = {"teacher_weights": [2, 3], "teacher_logits": how}
     _, (log,), _ = distil(tmp_path, student, [teacher, other], [PredictionLoss()], **settings)
     assert log["prediction_loss"] == pytest.approx(want.item(), rel=1e-5)
@@ -191,22 +191,24 @@ def test_resume_is_bitwise_equal(tmp_path, student, teacher, other):
     names = {f"{loss}{k}" for loss in ("hidden", "embedding") for k in ("", "_teacher2")}
     assert set(saved) == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     assert (len(saved["hidden.weight"]), len(saved["hidden_teacher2.weight"])) == (32, 48)
+    last = load_file(tmp_path / f"checkpoint-6/{PROJECTIONS_FILE}")
     resumed = DistillationTrainer(student, copy.deepcopy(trainer.args), pad, rows(20), teacher_model=[teacher, other])
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert [log for log in resumed.state.log_history if "loss" in log] == logs
-    for left, right in ((whole, student), (trainer._projections, resumed._projections)):
-        assert all(torch.equal(p, q) for p, q in zip(left.parameters(), right.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), student.parameters(), strict=True))
+    projections = load_file(tmp_path / f"checkpoint-6/{PROJECTIONS_FILE}")
+    assert all(torch.equal(value, last[name]) for name, value in projections.items())
 
 
-def test_models_are_handed_back_and_kept_activations_train_alike(tmp_path, student, teacher, other):
+def test_models_are_handed_back_and_cached_activations_train_alike(tmp_path, student, teacher, other):
     options = {"loss_type": ["attention", "hidden"], "max_steps": 6, "per_device_train_batch_size": 4}
     before = [copy.deepcopy(model.state_dict()) for model in (teacher, other)]
     live = distil(tmp_path / "live", copy.deepcopy(student), [teacher, other], **options)
     calls = []
     hooks = [model.base_model.register_forward_hook(lambda *_: calls.append(1)) for model in (teacher, other)]
-    kept = distil(tmp_path / "kept", student, [teacher, other], **options, teacher_cache_gb=1.0)
+    cached = distil(tmp_path / "cached", student, [teacher, other], **options, teacher_cache_gb=1.0)
     assert len(calls) == 2 * 5  # projections 2, layout, one pass of 8 rows, check in the first step
-    assert_same_run(kept, live, rtol=2e-2)
+    assert_same_run(cached, live, rtol=2e-2)
     for hook in hooks:
         hook.remove()
     for model, want in zip((teacher, other), before, strict=True):
@@ -214,20 +216,19 @@ def test_models_are_handed_back_and_kept_activations_train_alike(tmp_path, stude
         assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
 
 
-def test_one_budget_for_all_kept_activations(tmp_path, student, teacher, other):
+def test_one_budget_for_all_cached_activations(tmp_path, student, teacher, other):
     options = {"loss_type": ["hidden"], "max_steps": 6, "per_device_train_batch_size": 4}
     size = sum(map(len, rows(8)["input_ids"])) * 2 * 32 * 2 / 1e9  # tokens × two layers × width × bytes
-    trainer, _, _ = distil(tmp_path, student, [teacher, other], **options, teacher_cache_gb=1.5 * size)
-    assert [each.cache is None for each in trainer._teachers.teachers] == [False, True]
+    distil(tmp_path, student, [teacher, other], **options, teacher_cache_gb=1.5 * size)
     assert len(list((datasets.config.HF_DATASETS_CACHE / "teacher_activations").glob("*/layout.json"))) == 1
 
 
-def test_kept_logits_are_the_combined_ones(tmp_path, student, teacher, other):
+def test_cached_logits_are_the_combined_ones(tmp_path, student, teacher, other):
     tokenizer, weighed = word_tokenizer(tmp_path), {"teacher_weights": [3, 1]}
-    kept = cache_logits([teacher, other], rows(8), tokenizer, weights=[3, 1])
+    cached = cache_logits([teacher, other], rows(8), tokenizer, weights=[3, 1])
     live = distil(tmp_path / "live", copy.deepcopy(student), [teacher, other], losses(), **weighed)
-    run = {"train_dataset": kept, "data_collator": DataCollatorWithPadding(tokenizer)}
-    again = distil(tmp_path / "kept", copy.deepcopy(student), [teacher, other], losses(), **run, **weighed)
+    run = {"train_dataset": cached, "data_collator": DataCollatorWithPadding(tokenizer)}
+    again = distil(tmp_path / "cached", copy.deepcopy(student), [teacher, other], losses(), **run, **weighed)
     assert_same_run(again, live)
     with pytest.raises(ValueError, match="teacher_logits is not what teacher_model computes"):
         distil(tmp_path / "other", student, [teacher, other], losses(), **run)
@@ -249,12 +250,11 @@ def test_lineage_and_card_name_every_teacher(tmp_path, student, teacher, other):
     trainer.save_model()
     trainer.create_model_card()
     (stage,) = json.loads((tmp_path / "run/config.json").read_text())["distillation"]["stages"]
-    assert [each["teacher"] for each in stage["teachers"]] == ["./first", "./second"]
+    assert [each["model"]["name"] for each in stage["teachers"]] == ["./first", "./second"]
     assert [each["weight"] for each in stage["teachers"]] == [0.75, 0.25]
     mappings = [[[0, 0], [1, 2], [2, 4]], [[0, 0], [1, 3], [2, 6]]]
     assert [each["layer_mapping"] for each in stage["teachers"]] == mappings
     assert stage["teacher_logits"] == "confidence"
-    assert "teacher" not in stage
     card = (tmp_path / "run/README.md").read_text()
     assert "the student of `./first` (a local folder) and `./second` (a local folder)" in card
     assert "`./second` (a local folder) (weight 0.25)" in card
@@ -290,7 +290,7 @@ def test_a_teacher_that_does_not_fit_is_named(tmp_path, student, teacher, change
 
 def test_an_explicit_mapping_must_fit_every_teacher(tmp_path, student, teacher, other):
     trainer, _, _ = distil(tmp_path, copy.deepcopy(student), [teacher, other], layer_mapping="3,4")
-    assert trainer.layer_mappings == [[(1, 3), (2, 4)]] * 2
+    assert [each.layer_mapping for each in trainer.teachers] == [[(1, 3), (2, 4)]] * 2
     with pytest.raises(ValueError, match=r"Teacher 1 of 2: .*\(2, 6\)"):
         distil(tmp_path, student, [teacher, other], layer_mapping="3,6")
 

@@ -16,8 +16,8 @@ from hf_tinybert import (
     HiddenLoss,
     PredictionLoss,
     TaskLoss,
-    capture,
 )
+from hf_tinybert.models import capture
 
 
 def classifier(layers=2, width=16, seed=5, **changes):
@@ -32,7 +32,7 @@ def classifier(layers=2, width=16, seed=5, **changes):
         ({"vocab_size": VOCAB + 1}, "vocab_size is 51 and the teacher's 50.*create_student"),
         ({"id2label": {0: "positive", 1: "negative", 2: "neutral"}}, "labels are .*id2label"),
         ({"num_labels": 2, "id2label": None, "label2id": None}, "labels are .*id2label"),
-        ({"problem_type": "multi_label_classification"}, "logits are labels, the teacher's classes"),
+        ({"problem_type": "multi_label_classification"}, "logits are several labels, the teacher's classes"),
         ({"output_attentions": True}, "output_attentions of the student's config to False"),
         ({"output_hidden_states": True}, "output_hidden_states of the student's config to False"),
         ({"return_dict": False}, "return_dict of the student's config to True"),
@@ -126,10 +126,10 @@ def test_reentrant_checkpointing(tmp_path, student, teacher, name):
 
 
 def test_captures_that_carry_no_gradient(tmp_path, student, teacher, monkeypatch):
-    hand_out = capture._hand_out_query_key
+    attention_of = capture._query_key_attention
 
     def detaching(base):
-        attention = hand_out(base)
+        attention = attention_of(base)
 
         def detached(*args, **kwargs):
             output, (query, key, *rest) = attention(*args, **kwargs)
@@ -137,7 +137,7 @@ def test_captures_that_carry_no_gradient(tmp_path, student, teacher, monkeypatch
 
         return detached
 
-    monkeypatch.setattr(capture, "_hand_out_query_key", detaching)
+    monkeypatch.setattr(capture, "_query_key_attention", detaching)
     monkeypatch.delitem(capture.ALL_ATTENTION_FUNCTIONS._global_mapping, "query_key_sdpa", raising=False)
     try:
         with pytest.raises(RuntimeError, match="attention scores of layer 1 carries no gradient"):
@@ -194,10 +194,10 @@ def test_frozen_embeddings_are_no_obstacle(tmp_path, student, teacher):
     assert log["embedding_loss"] > 0
 
 
-class Own(DistillationLoss):
+class FirstToken(DistillationLoss):
     """A user's loss: the distance of the first token's last state."""
 
-    name = "own"
+    name = "first_token"
     reads = frozenset({"hidden_states"})
     projects = True
 
@@ -209,11 +209,11 @@ class Own(DistillationLoss):
         return (student.projected_states[self.name][m][:, 0] - teacher.hidden_states[g][:, 0]).square().mean(-1)
 
 
-def test_a_loss_of_ones_own(tmp_path, student, teacher):
-    _, logs, gradients = distil(tmp_path, student, teacher, [Own(0.5)], max_steps=5, learning_rate=0.05)
-    assert logs[-1]["own_loss"] < logs[0]["own_loss"]
-    assert logs[0]["loss"] == pytest.approx(0.5 * logs[0]["own_loss"])
-    assert "distillation_projections.own.weight" in gradients[0]
+def test_a_users_loss(tmp_path, student, teacher):
+    _, logs, gradients = distil(tmp_path, student, teacher, [FirstToken(0.5)], max_steps=5, learning_rate=0.05)
+    assert logs[-1]["first_token_loss"] < logs[0]["first_token_loss"]
+    assert logs[0]["loss"] == pytest.approx(0.5 * logs[0]["first_token_loss"])
+    assert "distillation_projections.first_token.weight" in gradients[0]
 
 
 def test_a_pre_training_head_is_refused(tmp_path):
@@ -223,13 +223,13 @@ def test_a_pre_training_head_is_refused(tmp_path):
 
 
 def test_a_teacher_with_other_tokens_is_refused(tmp_path, student, teacher):
-    ours = word_tokenizer(tmp_path)
-    theirs = BertTokenizer(vocab={piece: -index % len(ours) for piece, index in ours.get_vocab().items()})
+    tokenizer = word_tokenizer(tmp_path)
+    other = BertTokenizer(vocab={token: -index % len(tokenizer) for token, index in tokenizer.get_vocab().items()})
     teacher.save_pretrained(tmp_path / "teacher")
-    given = {"processing_class": ours, "teacher_model": str(tmp_path / "teacher")}
-    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)  # it has no tokenizer to compare with
-    theirs.save_pretrained(tmp_path / "teacher")
+    options = {"processing_class": tokenizer, "teacher_model": str(tmp_path / "teacher")}
+    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **options)  # it has no tokenizer to compare with
+    other.save_pretrained(tmp_path / "teacher")
     with pytest.raises(ValueError, match=r"have another id.*trim_vocabulary"):
-        DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)
-    ours.save_pretrained(tmp_path / "teacher")
-    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **given)
+        DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **options)
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **options)

@@ -11,8 +11,8 @@ import torch
 from conftest import VOCAB, bert_config, build, pad, rows
 from datasets import Dataset
 from safetensors.torch import load_file
-from torch._dynamo.utils import counters
 from short_runs import arguments, assert_same_run, distil
+from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
@@ -76,15 +76,16 @@ def test_without_a_teacher_it_is_trainer(tmp_path, request, task, arguments_clas
         predictions = trainer.predict(rows(8, tokens, seed=1))
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
         results.append((student, without_times(trainer.state.log_history), predictions, files, folder))
-    (plain, history, predictions, files, folder), (ours, our_history, our_predictions, our_files, our_folder) = results
-    assert history == our_history
-    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), ours.parameters(), strict=True))
-    assert (predictions.predictions == our_predictions.predictions).all()
-    assert without_times([predictions.metrics]) == without_times([our_predictions.metrics])
-    assert files == our_files
+    plain, history, predictions, files, folder = results[0]
+    student, student_history, student_predictions, student_files, student_folder = results[1]
+    assert history == student_history
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), student.parameters(), strict=True))
+    assert (predictions.predictions == student_predictions.predictions).all()
+    assert without_times([predictions.metrics]) == without_times([student_predictions.metrics])
+    assert files == student_files
     for name in ("final/model.safetensors", "checkpoint-3/model.safetensors", "checkpoint-3/config.json"):
-        assert (folder / name).read_bytes() == (our_folder / name).read_bytes()
-    optimizers = [torch.load(f / "checkpoint-6/optimizer.pt", weights_only=True) for f in (folder, our_folder)]
+        assert (folder / name).read_bytes() == (student_folder / name).read_bytes()
+    optimizers = [torch.load(f / "checkpoint-6/optimizer.pt", weights_only=True) for f in (folder, student_folder)]
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
 
 
@@ -112,9 +113,9 @@ def test_evaluation_and_prediction_are_the_students_alone(tmp_path, student, tea
     plain = Trainer(model=copy.deepcopy(student), args=trainer.args, data_collator=pad, eval_dataset=rows(8, seed=1))
     spy, teacher_spy = ForwardSpy(student), ForwardSpy(teacher)
     assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
-    ours, expected = trainer.predict(rows(8, seed=1)), plain.predict(rows(8, seed=1))
-    assert ours.predictions.shape == (8, 3)
-    assert (ours.predictions == expected.predictions).all()
+    prediction, expected = trainer.predict(rows(8, seed=1)), plain.predict(rows(8, seed=1))
+    assert prediction.predictions.shape == (8, 3)
+    assert (prediction.predictions == expected.predictions).all()
     assert spy.calls
     assert not teacher_spy.calls
     assert not any("output_hidden_states" in call or "output_attentions" in call for call in spy.calls)
@@ -162,7 +163,7 @@ class InTraining(TrainerCallback):
 
 def test_projections_change_and_are_clipped_and_zeroed_with_everything_else(tmp_path, student, teacher):
     callback = InTraining()
-    trainer, _, gradients = distil(
+    _, _, gradients = distil(
         tmp_path, student, teacher, callbacks=[callback], max_steps=3, max_grad_norm=0.01, learning_rate=1.0
     )
     assert {name for name in gradients[0] if PROJECTIONS in name} == {
@@ -172,8 +173,6 @@ def test_projections_change_and_are_clipped_and_zeroed_with_everything_else(tmp_
     assert callback.zeroed == [True] * 3
     for first, last in zip(callback.projections[0], callback.projections[-1], strict=True):
         assert not torch.equal(first, last)
-    in_optimizer = {p for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert set(trainer._projections.parameters()) <= in_optimizer
 
 
 def is_clean(student, plain):
@@ -225,13 +224,15 @@ def test_resume_is_bitwise_equal(tmp_path, student, teacher, resume_at):
     }
     whole, other = copy.deepcopy(student), copy.deepcopy(student)
     trainer, logs, _ = distil(tmp_path, whole, teacher, **changes)
+    last = load_file(tmp_path / f"checkpoint-10/{PROJECTIONS_FILE}")
     args = copy.deepcopy(trainer.args)
     resumed = DistillationTrainer(other, args, pad, rows(20), teacher_model=teacher)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{resume_at}"))
     assert resumed.state.global_step == 10
     assert [log for log in resumed.state.log_history if "loss" in log] == logs
-    for left, right in ((whole, other), (trainer._projections, resumed._projections)):
-        assert all(torch.equal(p, q) for p, q in zip(left.parameters(), right.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), other.parameters(), strict=True))
+    projections = load_file(tmp_path / f"checkpoint-10/{PROJECTIONS_FILE}")
+    assert all(torch.equal(value, last[name]) for name, value in projections.items())
 
 
 def test_a_checkpoint_without_projections_is_refused(tmp_path, student, teacher):
@@ -299,17 +300,17 @@ def test_model_init_and_a_second_train_call(tmp_path, teacher):
     def model_init(trial=None):
         return build(BertForSequenceClassification, bert_config(2, 16), 2)
 
-    args = arguments(tmp_path, max_steps=2, optim="adamw_torch")
+    args = arguments(tmp_path, max_steps=2, optim="adamw_torch", save_strategy="steps", save_steps=2)
     trainer = DistillationTrainer(
         args=args, data_collator=pad, train_dataset=rows(8), model_init=model_init, teacher_model=teacher
     )
     runs = []
     for _ in range(2):
         trainer.train()
-        runs.append((copy.deepcopy(trainer.model), copy.deepcopy(trainer._projections)))
+        files = ("model.safetensors", PROJECTIONS_FILE)
+        runs.append([(tmp_path / "checkpoint-2" / name).read_bytes() for name in files])
         assert is_clean(trainer.model, model_init())
-    for left, right in zip(*runs, strict=True):
-        assert all(torch.equal(p, q) for p, q in zip(left.parameters(), right.parameters(), strict=True))
+    assert runs[0] == runs[1]
 
 
 def test_hyperparameter_search(tmp_path, teacher):
@@ -352,14 +353,19 @@ def test_optimizers_and_schedulers(tmp_path, student, teacher, optim, scheduler)
 
 def test_a_users_own_optimizer_trains_what_it_holds(tmp_path, student, teacher):
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    before = copy.deepcopy(student.state_dict())
-    trainer = DistillationTrainer(
-        student, arguments(tmp_path), pad, rows(8), optimizers=(optimizer, None), teacher_model=teacher
-    )
-    trainer.train()
+    before, callback = copy.deepcopy(student.state_dict()), InTraining()
+    DistillationTrainer(
+        student,
+        arguments(tmp_path, max_steps=2),
+        pad,
+        rows(8),
+        callbacks=[callback],
+        optimizers=(optimizer, None),
+        teacher_model=teacher,
+    ).train()
     assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    in_optimizer = {p for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert set(trainer._projections.parameters()) <= in_optimizer
+    for first, last in zip(callback.projections[0], callback.projections[-1], strict=True):
+        assert not torch.equal(first, last)
 
 
 def test_torch_compile_changes_nothing(tmp_path, student, teacher):
@@ -425,11 +431,11 @@ def test_projections_start_at_the_least_squares_fit(tmp_path, student, teacher):
     with torch.no_grad():
         for row in data:
             batch = {name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")}
-            ours = student.eval()(**batch, output_hidden_states=True).hidden_states
-            theirs = teacher(**batch, output_hidden_states=True).hidden_states
+            student_states = student.eval()(**batch, output_hidden_states=True).hidden_states
+            teacher_states = teacher(**batch, output_hidden_states=True).hidden_states
             for m, g in ((1, 2), (2, 4)):
-                states["x"].append(ours[m][0].double())
-                states["y"].append(theirs[g][0].double())
+                states["x"].append(student_states[m][0].double())
+                states["y"].append(teacher_states[g][0].double())
     x, y = torch.cat(states["x"]), torch.cat(states["y"])
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     expected = x @ torch.linalg.lstsq(x, y, rcond=1e-4, driver="gelsd").solution
@@ -478,27 +484,27 @@ def test_a_teacher_in_lower_precision_says_what_it_changes(tmp_path, student, te
         assert abs(logs[0][loss] / full[1][0][loss] - 1) == pytest.approx(error, rel=0.05, abs=1e-6)
 
 
-KEPT = {"teacher_cache_gb": 1.0, "loss_type": ["attention", "hidden", "embedding"], "max_steps": 6}
+CACHED = {"teacher_cache_gb": 1.0, "loss_type": ["attention", "hidden", "embedding"], "max_steps": 6}
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_kept_activations_train_as_the_live_teacher_does(tmp_path, student, teacher, bf16):
-    options = KEPT | {"bf16": bf16, "per_device_train_batch_size": 4}
+def test_cached_activations_train_as_the_live_teacher_does(tmp_path, student, teacher, bf16):
+    options = CACHED | {"bf16": bf16, "per_device_train_batch_size": 4}
     live = distil(tmp_path / "live", copy.deepcopy(student), teacher, **options | {"teacher_cache_gb": 0})
     data, calls = rows(8), []
     teacher.base_model.register_forward_hook(lambda *_: calls.append(1))
-    kept = distil(tmp_path / "kept", copy.deepcopy(student), teacher, train_dataset=data, **options)
+    cached = distil(tmp_path / "cached", copy.deepcopy(student), teacher, train_dataset=data, **options)
     assert len(calls) == 5  # projections 2, layout, one pass of 8 rows, check in the first step
-    assert kept[0].train_dataset is data
-    assert_same_run(kept, live, rtol=2e-2)
+    assert cached[0].train_dataset is data
+    assert_same_run(cached, live, rtol=2e-2)
     calls.clear()
     again = distil(tmp_path / "again", copy.deepcopy(student), teacher, **options)
-    assert len(calls) == 3  # what another run has kept is read
-    assert_same_run(again, kept, rtol=1e-9)
+    assert len(calls) == 3  # what another run has cached is read
+    assert_same_run(again, cached, rtol=1e-9)
 
 
-def test_kept_activations_know_their_teacher_and_rows(tmp_path, student, teacher):
-    options, folder = dict(KEPT), Path(datasets.config.HF_DATASETS_CACHE, "teacher_activations")
+def test_cached_activations_know_their_teacher_and_rows(tmp_path, student, teacher):
+    options, folder = dict(CACHED), Path(datasets.config.HF_DATASETS_CACHE, "teacher_activations")
     for step, change in enumerate(("nothing", "teacher", "rows", "losses", "short"), start=1):
         if change == "teacher":
             teacher.base_model.embeddings.word_embeddings.weight.data[3] += 1
@@ -511,9 +517,9 @@ def test_kept_activations_know_their_teacher_and_rows(tmp_path, student, teacher
         assert len(list(folder.iterdir())) == min(step, 4)
 
 
-def test_kept_activations_that_do_not_fit_are_left_out(tmp_path, student, teacher, caplog, monkeypatch):
+def test_cached_activations_that_do_not_fit_are_left_out(tmp_path, student, teacher, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    distil(tmp_path, student, teacher, **KEPT | {"teacher_cache_gb": 1e-6})
+    distil(tmp_path, student, teacher, **CACHED | {"teacher_cache_gb": 1e-6})
     assert "bytes a token" in caplog.text
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("records*"))
 
@@ -523,7 +529,7 @@ def test_a_collator_that_drops_the_row_numbers_is_refused(tmp_path, student, tea
         return {name: values for name, values in pad(features).items() if name in ("input_ids", "attention_mask")}
 
     with pytest.raises(ValueError, match="lacks the column teacher_row"):
-        distil(tmp_path, student, teacher, data_collator=collate, **KEPT)
+        distil(tmp_path, student, teacher, data_collator=collate, **CACHED)
 
 
 def test_tokens_that_change_from_epoch_to_epoch_are_refused(tmp_path, student, teacher):
@@ -533,7 +539,7 @@ def test_tokens_that_change_from_epoch_to_epoch_are_refused(tmp_path, student, t
         return batch
 
     with pytest.raises(ValueError, match="teacher_cache_gb=0"):
-        distil(tmp_path, student, teacher, data_collator=collate, **KEPT)
+        distil(tmp_path, student, teacher, data_collator=collate, **CACHED)
 
 
 @pytest.mark.slow
