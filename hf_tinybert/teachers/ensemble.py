@@ -120,18 +120,18 @@ class Ensemble:
         Raises:
             ValueError: If a cache is stale or an activation is not finite.
         """
-        found = [teacher.observe(inputs, verify) for teacher in self.teachers]
+        activations = [teacher.observe(inputs, verify) for teacher in self.teachers]
         if verify:
-            checked(found)
+            checked(activations)
         cached, live = inputs.get(TEACHER_LOGITS), None
-        if found and all(activations.logits is not None for activations in found):
-            weights, mask = [teacher.weight for teacher in self.teachers], found[0].attention_mask
-            logits = [activations.logits for activations in found]
-            live = combine_logits(logits, weights, found[0].prediction_head, self.how, mask)
+        each_logits = [observed.logits for observed in activations]
+        if activations and all(logits is not None for logits in each_logits):
+            weights, first = [teacher.weight for teacher in self.teachers], activations[0]
+            live = combine_logits(each_logits, weights, first.prediction_head, self.how, first.attention_mask)
         if verify and cached is not None and live is not None:
             check_cached_logits(cached, live, inputs.get("attention_mask"))
         logits = live if cached is None else cached
-        return Teaching([replace(activations, logits=logits) for activations in found], logits)
+        return Teaching([replace(observed, logits=logits) for observed in activations], logits)
 
     def cache_activations(
         self,
@@ -162,22 +162,22 @@ class Ensemble:
 
     def lower(self, dtype: torch.dtype) -> bool:
         """Bring the teachers that run to `dtype`; returns whether that changed any."""
-        changed = [each for each in self.teachers if each.cache is None and each.model.dtype != dtype]
+        changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
         for teacher in changed:
             teacher.model.to(dtype)
         return bool(changed)
 
 
-def checked(found: list[Activations]) -> list[Activations]:
+def checked(activations: list[Activations]) -> list[Activations]:
     """Return the activations of several teachers after a check that they are finite.
 
     Raises:
         ValueError: If one holds NaN or infinity; the message names the teacher and the activation.
     """
-    for number, activations in enumerate(found, start=1):
-        with about_teacher(number, len(found)):
-            check_finite(activations)
-    return found
+    for number, observed in enumerate(activations, start=1):
+        with about_teacher(number, len(activations)):
+            check_finite(observed)
+    return activations
 
 
 def check_cached_logits(cached: Tensor, live: Tensor, attention_mask: Tensor | None) -> None:

@@ -36,8 +36,9 @@ def load_teacher(name_or_path: str, processing_class: Any = None) -> PreTrainedM
         ValueError: If the configuration names no class of transformers (remote code never runs from here), if the
             files lack weights of the head (an untrained one would teach noise), or if the tokenizers differ.
     """
-    if isinstance(processing_class, PreTrainedTokenizerBase) and (own := own_tokenizer(name_or_path)) is not None:
-        check_same_tokens(processing_class, own)
+    tokenizer = own_tokenizer(name_or_path) if isinstance(processing_class, PreTrainedTokenizerBase) else None
+    if tokenizer is not None:
+        check_same_tokens(processing_class, tokenizer)
     teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(

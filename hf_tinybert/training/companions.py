@@ -46,8 +46,8 @@ class Companions:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Name in the student → module."""
-        found = {PROJECTIONS: self.projections, LOSSES: self.losses if len(self.losses) else None}
-        return {name: module for name, module in found.items() if module is not None}
+        modules = {} if self.projections is None else {PROJECTIONS: self.projections}
+        return modules | ({LOSSES: self.losses} if len(self.losses) else {})
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the companions."""
@@ -83,8 +83,8 @@ class Companions:
         names = (name for name, _ in self.losses.named_parameters())
         returned = dict(zip(names, outputs[LOSS_PARAMETERS], strict=True))
         prefix = f"{loss.name}."
-        mine = {name.removeprefix(prefix): p for name, p in returned.items() if name.startswith(prefix)}
-        return functional_call(loss, mine, inputs)
+        parameters = {name.removeprefix(prefix): p for name, p in returned.items() if name.startswith(prefix)}
+        return functional_call(loss, parameters, inputs)
 
     def save(self, folder: str | Path) -> None:
         """Write a file for each companion into a checkpoint folder, such as `distillation_projections.safetensors`."""

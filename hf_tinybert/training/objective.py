@@ -101,17 +101,20 @@ class Objective:
             values |= {f"{loss.name}_loss_teacher{k}": part.detach() for k, part in enumerate(parts, start=1)}
         return values
 
-    def total(self, values: Mapping[str, Tensor], progress: float) -> Tensor:
+    def total(self, values: Mapping[str, Tensor], step: int, max_steps: int) -> Tensor:
         """Σ_i λ_i·L_i; the values join the next log.
 
         Args:
             values: What `values` returned.
-            progress: The share of all steps that is done, from 0 to 1.
+            step: The number of optimizer steps that are done.
+            max_steps: The number of optimizer steps in all.
         """
+        if self._since is None:
+            self._since = step
         for name, value in values.items():
             self._sums[name] += value.detach()
         self._weights = {
-            loss.name: scheduled_weight(loss.weight, self.schedules[loss.name], progress)
+            loss.name: scheduled_weight(loss.weight, self.schedules[loss.name], step / max_steps)
             * self.factors.get(loss.name, 1.0)
             for loss in self.losses
         }
@@ -136,17 +139,16 @@ class Objective:
         """Forget what has been summed up for the log."""
         self._sums, self._since = defaultdict(float), None
 
-    def means(self, step: int, first_step: int, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def means(self, step: int, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means of all values since the last call, and each λ that is scheduled or balanced as `{name}_weight`.
 
         Args:
-            step: The present optimizer step.
-            first_step: The step at which this training began, for the first call.
+            step: The number of optimizer steps that are done.
             mean: Takes sums to their means over processes.
         """
         if not self._sums:
             return {}
-        steps = max(step - (self._since or first_step), 1)
+        steps = max(step - self._since, 1)
         sums = mean(torch.stack(list(self._sums.values()))).tolist()
         logs = {name: value / steps for name, value in zip(self._sums, sums, strict=True)}
         self._sums.clear()

@@ -62,8 +62,8 @@ class Projections(nn.Module):
                         x = student_states[m][real]
                         y = teacher.hidden_states[g].to(student_states[m].device)[real]
                         moments[_name(loss, k)].add(x.flatten(0, -2), y.flatten(0, -2))
-        for name, found in moments.items():
-            write_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
+        for name, sums in moments.items():
+            write_linear(getattr(self, name), ridge(sums, torch.zeros_like(sums.cross), 1e-4))
 
 
 def _name(loss: str, teacher: int) -> str:

@@ -35,8 +35,8 @@ def describe_stage(
             for loss, schedule in zip(losses, schedules, strict=False)
         ],
         teachers=[
-            TeacherRecord(ModelRecord.from_config(each.model.config), each.weight, _layers(losses, each))
-            for each in teachers
+            TeacherRecord(ModelRecord.from_config(teacher.model.config), teacher.weight, _layers(losses, teacher))
+            for teacher in teachers
         ],
         teacher_logits=args.teacher_logits,
         data=data,

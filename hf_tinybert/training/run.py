@@ -174,7 +174,8 @@ class DistillationRun:
         self,
         inputs: Mapping[str, Any],
         forward: Callable[[Mapping[str, Any], bool], tuple[Tensor | None, Any]],
-        progress: float,
+        step: int,
+        max_steps: int,
         log: Callable[[dict[str, float]], None],
     ) -> tuple[Tensor, Any]:
         """Σ λ_i·L_i of a micro-batch, and the student's outputs.
@@ -183,7 +184,8 @@ class DistillationRun:
             inputs: The batch.
             forward: Called with the student's extra arguments and whether the label loss is needed; returns the label
                 loss and the student's outputs.
-            progress: The share of all steps that is done.
+            step: The number of optimizer steps that are done.
+            max_steps: The number of optimizer steps in all.
             log: The trainer's log.
         """
         teaching = self.teachers.teach(inputs, verify=self._first_step)
@@ -198,7 +200,7 @@ class DistillationRun:
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
         if self.args.balance_losses and not self.objective.factors:
             self._balance(values)
-        return self.objective.total(values, progress), outputs
+        return self.objective.total(values, step, max_steps), outputs
 
     def _run_student(self, inputs, forward) -> tuple[Activations, Any]:
         capture, mask = self.student_capture, inputs.get("attention_mask")

@@ -235,8 +235,7 @@ class DistillationTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._run.check_inputs(inputs, self.train_dataset)
         forward = partial(self._student_forward, model, self._student_inputs(inputs), num_items_in_batch)
-        progress = self.state.global_step / self.state.max_steps
-        loss, outputs = self._run.loss(inputs, forward, progress, self.log)
+        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps, self.log)
         return (loss, outputs) if return_outputs else loss
 
     def _student_forward(self, model: nn.Module, inputs, num_items_in_batch, extra: dict[str, Any], labels: bool):
@@ -254,8 +253,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log with `{name}_loss` of each loss beside `loss`: means over the steps since the last log."""
         if "loss" in logs and self._run is not None:
-            mean = self._batch_mean.over_processes
-            logs |= self._run.objective.means(self.state.global_step, self._initial_global_step, mean)
+            logs |= self._run.objective.means(self.state.global_step, self._batch_mean.over_processes)
         super().log(logs, start_time)
 
     # ---- Inputs: the student's, and what only the teacher takes ----
