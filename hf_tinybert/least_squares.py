@@ -1,4 +1,7 @@
-"""Least squares and low-rank approximation from second moments of data, in float64."""
+"""Least squares and low-rank approximation from second moments of data, in float64.
+
+Linear maps are matrices (inputs + 1, outputs) that act on rows; their last row is the bias.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,13 +15,26 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass
 class Moments:
-    """Second moments of regressors x (a constant 1 appended) and targets y over the tokens added so far."""
+    """Second moments of regressors x, with a constant 1 appended, and targets y over the tokens added so far.
 
-    inputs: Tensor | float = 0.0  # [d + 1, d + 1]
-    cross: Tensor | float = 0.0  # [d + 1, outputs]
-    targets: Tensor | float = 0.0  # [outputs], the diagonal only
+    Args:
+        inputs: Σ xxᵀ, (inputs + 1, inputs + 1).
+        cross: Σ xyᵀ, (inputs + 1, outputs).
+        targets: The diagonal of Σ yyᵀ, (outputs,).
+    """
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor | float = 1.0):
+    inputs: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    targets: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add tokens.
+
+        Args:
+            x: Regressors, (tokens, inputs).
+            y: Targets, (tokens, outputs).
+            weight: The weight of each token's squared error, (tokens, 1); default 1.
+        """
         # Float32 sums over many tokens would lose the small eigenvalues.
         x, y = F.pad(x.double(), (0, 1), value=1.0), y.double()
         self.inputs = self.inputs + (x * weight).T @ x
@@ -29,26 +45,52 @@ class Moments:
         return Moments(self.inputs + other.inputs, self.cross + other.cross, self.targets + other.targets)
 
     def error(self, weight: Tensor) -> float:
-        """Σ‖y − xW‖² for W [d + 1, outputs]."""
+        """Σ‖y − xW‖² over the tokens, for a linear map W, (inputs + 1, outputs)."""
         return (self.targets.sum() + (weight * (self.inputs @ weight - 2 * self.cross)).sum()).item()
 
 
 def ridge(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
-    """argmin_W Σ‖y − xW‖² + penalty·mean(diag Σxxᵀ)·‖W − prior‖², W and prior [d + 1, outputs]."""
+    """The linear map that minimises Σ‖y − xW‖² + penalty·mean(diag Σxxᵀ)·‖W − prior‖².
+
+    Args:
+        moments: The moments of x and y.
+        prior: The map that the penalty draws W to, (inputs + 1, outputs).
+        penalty: A positive number, relative to the mean square of x.
+
+    Returns:
+        W, (inputs + 1, outputs).
+    """
     gram = moments.inputs.clone()
     gram.diagonal().add_(penalty * gram.diagonal().mean())
     return prior + torch.cholesky_solve(moments.cross - moments.inputs @ prior, torch.linalg.cholesky(gram))
 
 
-def validated_ridge(fit: Moments, check: Moments, prior: Tensor) -> Tensor:
-    """`ridge` on all tokens, the penalty chosen by its error from `fit` to `check`; the prior where none beats it."""
-    errors = {penalty: check.error(ridge(fit, prior, penalty)) for penalty in PENALTIES}
+def validated_ridge(fit: Moments, held_out: Moments, prior: Tensor) -> Tensor:
+    """`ridge` on all tokens, with the penalty whose fit to some tokens has the least error on the held-out ones.
+
+    Args:
+        fit: The moments of the tokens that each penalty is tried on.
+        held_out: The moments of the held-out tokens.
+        prior: The map that the penalty draws the solution to, (inputs + 1, outputs).
+
+    Returns:
+        (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it.
+    """
+    errors = {penalty: held_out.error(ridge(fit, prior, penalty)) for penalty in PENALTIES}
     best = min(errors, key=errors.get)
-    return ridge(fit + check, prior, best) if errors[best] < check.error(prior) else prior
+    return ridge(fit + held_out, prior, best) if errors[best] < held_out.error(prior) else prior
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:
-    """The leading eigenvectors [D, width] of a second moment [D, D]; the identity where nothing is cut."""
+    """The leading eigenvectors of a second moment.
+
+    Args:
+        second_moment: (D, D), symmetric.
+        width: The number of eigenvectors.
+
+    Returns:
+        (D, `width`) with orthonormal columns; the identity if `width` is D.
+    """
     if width == len(second_moment):
         return torch.eye(width).to(second_moment)
     vectors = torch.linalg.eigh(second_moment).eigenvectors.flip(-1)[:, :width]
@@ -57,7 +99,16 @@ def principal_basis(second_moment: Tensor, width: int) -> Tensor:
 
 
 def score_maps(query_moment: Tensor, key_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A, B [rank, d] that minimise E(q·k − Aq·Bk)² over independent q and k with these second moments [d, d]."""
+    """The maps A and B that minimise E(q·k − Aq·Bk)² over independent queries q and keys k.
+
+    Args:
+        query_moment: E qqᵀ, (d, d).
+        key_moment: E kkᵀ, (d, d).
+        rank: The size of Aq and Bk.
+
+    Returns:
+        A and B, each (rank, d).
+    """
     query_root, query_inverse = _square_root(query_moment)
     key_root, key_inverse = _square_root(key_moment)
     left, values, right = torch.linalg.svd(query_root.T @ key_root)
@@ -65,10 +116,19 @@ def score_maps(query_moment: Tensor, key_moment: Tensor, rank: int) -> tuple[Ten
     return scale * (left.T[:rank] @ query_inverse), scale * (right[:rank] @ key_inverse)
 
 
-def value_maps(writer: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [rank, d] with orthonormal rows and V [D, rank] that minimise E‖Wv − VAv‖², W [D, d] and E vvᵀ = moment."""
+def value_maps(output_projection: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The maps A and V that minimise E‖Wv − VAv‖² over the values v of an attention head.
+
+    Args:
+        output_projection: W, the part of the output projection that this head's values go through, (D, d).
+        moment: E vvᵀ, (d, d).
+        rank: The size of Av.
+
+    Returns:
+        A, (rank, d) with orthonormal rows, and V, (D, rank).
+    """
     root, inverse = _square_root(moment)
-    left, values, right = torch.linalg.svd(writer @ root, full_matrices=False)
+    left, values, right = torch.linalg.svd(output_projection @ root, full_matrices=False)
     rows, triangle = torch.linalg.qr((right[:rank] @ inverse).T)
     return rows.T, left[:, :rank] * values[:rank] @ triangle.T
 
@@ -81,33 +141,54 @@ def _square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * root, (vectors * inverse).T
 
 
-def write_linear(linear: nn.Linear, weight: Tensor):
-    """Store a solution [d + 1, outputs] that carries the bias in its last row."""
+def set_linear(linear: nn.Linear, weight: Tensor) -> None:
+    """Store a linear map, (inputs + 1, outputs), in a layer."""
     linear.weight.copy_(weight[:-1].T)
     linear.bias.copy_(weight[-1])
 
 
-def read_linear(linear: nn.Linear) -> Tensor:
-    """A linear map as [d + 1, outputs] in float64, its bias in the last row."""
+def linear_weight(linear: nn.Linear) -> Tensor:
+    """The linear map of a layer, (inputs + 1, outputs) in float64."""
     return torch.cat([linear.weight.T, linear.bias[None]]).double()
 
 
 def project_inputs(weight: Tensor, basis: Tensor) -> Tensor:
-    """The reader [D + 1, outputs] of h as a reader [D' + 1, outputs] of Pᵀh."""
+    """A linear map of hidden states h as one of their coordinates Pᵀh in a basis P.
+
+    Args:
+        weight: The map of h, (D + 1, outputs).
+        basis: P, (D, D') with orthonormal columns.
+
+    Returns:
+        The map of Pᵀh, (D' + 1, outputs).
+    """
     return torch.cat([basis.T @ weight[:-1], weight[-1:]])
 
 
 def linear_moments(triples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Moments, Moments]:
-    """Moments of the fitting and of the checking tokens; triples (x, y, check) of real tokens."""
-    fit, check = Moments(), Moments()
-    for x, y, is_check in triples:
-        fit.add(x[~is_check], y[~is_check])
-        check.add(x[is_check], y[is_check])
-    return fit, check
+    """The moments that `validated_ridge` needs.
+
+    Args:
+        triples: Batches of real tokens as (x, y, held_out): (tokens, inputs), (tokens, outputs), and (tokens,), true
+            at held-out tokens.
+
+    Returns:
+        The moments of the other tokens and those of the held-out tokens.
+    """
+    fit, held_out = Moments(), Moments()
+    for x, y, is_held_out in triples:
+        fit.add(x[~is_held_out], y[~is_held_out])
+        held_out.add(x[is_held_out], y[is_held_out])
+    return fit, held_out
 
 
-def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]):
-    """γ and β of a LayerNorm by least squares in each dimension; pairs (input, wanted output), [tokens, D']."""
+def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Fit γ and β of a LayerNorm by least squares, in each dimension by itself.
+
+    Args:
+        norm: The LayerNorm, which is changed in place.
+        pairs: Batches of (input, target output), each (tokens, D).
+    """
     sums = 0.0
     for x, y in pairs:
         x, y = F.layer_norm(x, x.shape[-1:], eps=norm.eps).double(), y.double()
@@ -118,26 +199,35 @@ def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]):
     norm.bias.copy_(y - gamma * x)
 
 
-def fit_writer(writer: nn.Linear, norm: nn.LayerNorm, tokens: Callable[[], Iterable[tuple]], rounds: int):
-    """Alternating least squares of LayerNorm(residual + writer(x)) towards a target, starting from the writer given.
+def fit_output_projection(
+    projection: nn.Linear, norm: nn.LayerNorm, batches: Callable[[], Iterable[tuple]], rounds: int
+) -> None:
+    """Fit LayerNorm(residual + projection(x)) to a target by alternating least squares, from the present projection.
 
-    `tokens()` yields (x, residual, target, check). With γ, β and each token's mean and deviation held, the sum that
-    reaches the target is known and the writer is linear; with the writer held, γ and β are.
+    If γ, β and each token's mean and deviation are fixed, the sum that the LayerNorm takes to the target is known, and
+    the projection is a linear least-squares problem. If the projection is fixed, γ and β are one (`fit_norm`).
+
+    Args:
+        projection: The output projection of a sublayer, which is changed in place.
+        norm: The LayerNorm that follows it, which is changed in place.
+        batches: Returns batches of real tokens as (x, residual, target, held_out): (tokens, inputs), (tokens, D),
+            (tokens, D), and (tokens,), true at held-out tokens. It is called 2·`rounds` + 1 times.
+        rounds: The number of alternations.
     """
 
-    def sums_and_targets():
-        return ((residual + writer(x), target) for x, residual, target, _ in tokens())
+    def sums_and_targets() -> Iterable[tuple[Tensor, Tensor]]:
+        return ((residual + projection(x), target) for x, residual, target, _ in batches())
 
     fit_norm(norm, sums_and_targets())
     for _ in range(rounds):
-        fit, check = Moments(), Moments()
+        fit, held_out = Moments(), Moments()
         gamma = torch.where(norm.weight.abs() < 1e-2, 1e-2, norm.weight)
-        for x, residual, target, is_check in tokens():
-            total = residual + writer(x)
+        for x, residual, target, is_held_out in batches():
+            total = residual + projection(x)
             deviation = (total.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
             wanted = (target - norm.bias) / gamma * deviation + total.mean(-1, keepdim=True) - residual
-            for moments, rows in ((fit, ~is_check), (check, is_check)):
+            for moments, rows in ((fit, ~is_held_out), (held_out, is_held_out)):
                 # The LayerNorm divides errors by the deviation.
                 moments.add(x[rows], wanted[rows], deviation[rows].pow(-2))
-        write_linear(writer, validated_ridge(fit, check, read_linear(writer)))
+        set_linear(projection, validated_ridge(fit, held_out, linear_weight(projection)))
         fit_norm(norm, sums_and_targets())

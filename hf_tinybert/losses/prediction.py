@@ -6,22 +6,24 @@ from torch import Tensor
 
 from ..activations import Activations
 from ..layer_mapping import LayerMapping
-from ..models.prediction_heads import soft_binary_cross_entropy, soft_cross_entropy, span_cross_entropy
-from .base import DistillationLoss
-from .citations import TINYBERT
-
-__all__ = ["PredictionLoss", "soft_binary_cross_entropy", "soft_cross_entropy", "span_cross_entropy"]
+from .base import TINYBERT, DistillationLoss
 
 
 class PredictionLoss(DistillationLoss):
-    """The distance of the student's predictions to the teacher's, in the form that the kind of head calls for.
+    """The distance of the student's predictions to the teacher's, in the form of the prediction head's kind.
 
-    Classes, choices and masked tokens: `soft_cross_entropy`. Classes of tokens: its mean over real tokens. Spans:
-    `span_cross_entropy`. Several labels: `soft_binary_cross_entropy`. Regression: the squared difference of the scores.
-    See `hf_tinybert.models.prediction_heads`.
+    | prediction head | form |
+    |---|---|
+    | classes, choices, masked tokens | `soft_cross_entropy` |
+    | classes of tokens | `soft_cross_entropy`, the mean over real tokens |
+    | spans | `span_cross_entropy` |
+    | several labels | `soft_binary_cross_entropy` |
+    | regression | the squared difference of the scores, whatever the temperature |
+
+    The functions are in `hf_tinybert.models.prediction_heads`.
 
     Args:
-        weight: λ, default 1.
+        weight: λ, default 1. The equation has no factor t²; it can be part of λ.
         temperature: t > 0, default 1 as in the paper.
 
     Raises:
@@ -43,5 +45,5 @@ class PredictionLoss(DistillationLoss):
         return {"temperature": self.temperature}
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
-        """One value for each example, (B,)."""
+        """The soft loss of each example, (B,)."""
         return student.prediction_head.soft_loss(student.logits, teacher.logits, self.temperature, student.logits_mask)

@@ -1,6 +1,7 @@
-"""MiniLMv2's self-attention relations (Wang et al., 2021, arXiv 2012.15828, section 3), in blocks of queries."""
+"""MiniLMv2's self-attention relations (Wang et al., 2021, section 3), computed in blocks of queries."""
 
 from math import gcd
+from typing import Any
 
 from torch import Tensor
 
@@ -11,20 +12,35 @@ from .base import DistillationLoss
 
 
 def relation_kl(student: Tensor, teacher: Tensor, attention_mask: Tensor | None = None, block: int = 128) -> Tensor:
-    """KL(R^T ‖ R) of relations R = softmax(A·Aᵀ/√d_r), mean over relation heads and real rows, (B,) in float32.
+    """KL(R^T ‖ R) of the relations R = softmax(A·Aᵀ/√d), the mean over relation heads and real tokens.
 
-    `student` and `teacher` are the A of one kind (queries, keys or values), (B, A_r, S, d_r): as many heads, head
-    sizes may differ. `attention_mask` is (B, S). `attention_kl` with A for query and key: linear in S.
+    This is `attention_kl` with A for both query and key; its memory is linear in S.
+
+    Args:
+        student: A, the student's vectors of one kind (queries, keys or values), (B, relation heads, S, d).
+        teacher: A^T, the teacher's, with as many relation heads; d may differ.
+        attention_mask: (B, S), true at real tokens; None if every token is real.
+        block: The number of rows of R that are computed at a time, default 128.
+
+    Returns:
+        (B,) in float32.
+
+    Raises:
+        ValueError: If the numbers of relation heads differ.
     """
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(f"The student has {student.shape[1]} relation heads and the teacher {teacher.shape[1]}.")
-    return attention_kl(*(QueryKey(a, a, a.shape[-1] ** -0.5) for a in (student, teacher)), attention_mask, block)
+    student_relation = QueryKey(student, student, student.shape[-1] ** -0.5)
+    teacher_relation = QueryKey(teacher, teacher, teacher.shape[-1] ** -0.5)
+    return attention_kl(student_relation, teacher_relation, attention_mask, block)
 
 
 class LastLayerLoss(DistillationLoss):
     """What MiniLM and MiniLMv2 share: they read queries, keys and values of the last mapped layers only.
 
-    `block` is the number of queries whose scores are held at a time.
+    Args:
+        weight: λ, default 1.
+        block: The number of queries whose scores are computed at a time, default 128.
     """
 
     reads = frozenset({"attentions", "values"})
@@ -37,33 +53,58 @@ class LastLayerLoss(DistillationLoss):
         """The last pair."""
         return layer_mapping[-1:]
 
-    def _last_layers(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> list[QueryKey]:
+    def _last_layers(
+        self, student: Activations, teacher: Activations, layer_mapping: LayerMapping
+    ) -> tuple[QueryKey, QueryKey]:
         ((m, g),) = self.attention_layers(layer_mapping)
-        pair = [student.attentions[m - 1], teacher.attentions[g - 1]]
-        if not all(isinstance(attention, QueryKey) for attention in pair):
+        student_attention, teacher_attention = student.attentions[m - 1], teacher.attentions[g - 1]
+        if not (isinstance(student_attention, QueryKey) and isinstance(teacher_attention, QueryKey)):
             raise ValueError(
                 f"The {self.name} loss needs queries, keys and values, which this architecture does not hand out: "
                 f"drop '{self.name}' from loss_type."
             )
-        return pair
+        return student_attention, teacher_attention
 
 
 class RelationLoss(LastLayerLoss):
-    """L = mean over queries, keys and values of `relation_kl`, of the last mapped layers only (equations 3 to 5).
+    """L = the mean of `relation_kl` over queries, keys and values, of the last mapped layers only (equations 3 to 5).
 
-    `relation_heads` is A_r, into which all heads together are cut anew, so that student and teacher may have different
-    numbers of attention heads; it must divide the widths of both. Default: the teacher's heads. The paper uses 48 of
-    16 for BERT-base's size, and a layer below the last for large teachers (`layer_mapping`).
+    The vectors of all attention heads together are split anew into relation heads, so that student and teacher may
+    have different numbers of attention heads. The paper uses 48 relation heads for teachers of BERT-base's size, and
+    a layer below the last for large teachers (`layer_mapping`).
+
+    Args:
+        weight: λ, default 1.
+        relation_heads: The number of relation heads, a divisor of the widths of student and teacher; default None,
+            the number of the teacher's attention heads.
+        block: The number of queries whose scores are computed at a time, default 128.
     """
 
     name = "relation"
+    citation = (
+        "Wang et al. (2021). MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained "
+        "Transformers. arXiv:2012.15828."
+    )
 
     def __init__(self, weight: float = 1.0, relation_heads: int | None = None, block: int = 128):
         super().__init__(weight, block)
         self.relation_heads = relation_heads
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"relation_heads": self.relation_heads}
+
     def check_heads(self, student: int, teacher: int, *widths: int) -> None:
-        """Raise ValueError, naming the numbers that do, where the relation heads do not divide both widths."""
+        """Check that the relation heads divide both widths.
+
+        Args:
+            student: The student's number of attention heads.
+            teacher: The teacher's number of attention heads.
+            widths: D of the student and of the teacher, if they are known.
+
+        Raises:
+            ValueError: If they do not; the message names the numbers that do.
+        """
         heads, common = self.relation_heads or teacher, gcd(*widths)
         divisors = [number for number in range(1, common + 1) if common % number == 0]
         if widths and heads not in divisors:
@@ -74,17 +115,41 @@ class RelationLoss(LastLayerLoss):
             )
 
     def forward(self, student: Activations, teacher: Activations, layer_mapping: LayerMapping) -> Tensor:
-        """(B,). Raises ValueError where the relation heads do not divide both widths."""
-        ours, theirs = self._last_layers(student, teacher, layer_mapping)
-        heads = self.relation_heads or theirs.query.shape[1]
-        kinds = zip(ours.vectors, theirs.vectors, strict=True)
-        return sum(
-            relation_kl(cut_heads(a, heads), cut_heads(b, heads), student.attention_mask, self.block) for a, b in kinds
-        ) / len(ours.vectors)
+        """The mean over queries, keys and values, (B,).
+
+        Raises:
+            ValueError: If the relation heads do not divide both widths, or if a model does not return its queries,
+                keys and values.
+        """
+        student_attention, teacher_attention = self._last_layers(student, teacher, layer_mapping)
+        heads = self.relation_heads or teacher_attention.query.shape[1]
+        divergences = [
+            relation_kl(
+                regroup_heads(student_vectors, heads),
+                regroup_heads(teacher_vectors, heads),
+                student.attention_mask,
+                self.block,
+            )
+            for student_vectors, teacher_vectors in zip(
+                student_attention.vectors, teacher_attention.vectors, strict=True
+            )
+        ]
+        return sum(divergences) / len(divergences)
 
 
-def cut_heads(vectors: Tensor, heads: int) -> Tensor:
-    """All heads side by side, cut anew: (B, H, S, d) → (B, `heads`, S, H·d/heads)."""
+def regroup_heads(vectors: Tensor, heads: int) -> Tensor:
+    """The vectors of all heads side by side, split into another number of heads.
+
+    Args:
+        vectors: (B, H, S, d).
+        heads: The new number of heads, a divisor of H·d.
+
+    Returns:
+        (B, `heads`, S, H·d/`heads`).
+
+    Raises:
+        ValueError: If `heads` does not divide H·d.
+    """
     width = vectors.shape[1] * vectors.shape[-1]
     if width % heads:
         raise ValueError(f"relation_heads={heads} does not divide the width {width}: choose a divisor of both widths.")

@@ -1,12 +1,13 @@
-"""What the λ of each loss is at a step: a schedule over training, and factors that balance the losses' gradients."""
+"""How the weight λ of a loss changes over a training: by a schedule, and by factors that balance the gradients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-SCHEDULES = {
+# Name → the factor of λ at t, the share of all steps that is done, from 0 to 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
     "linear_decay": lambda t: 1 - t,
     "linear_growth": lambda t: t,
@@ -15,29 +16,61 @@ SCHEDULES = {
 
 
 def scheduled_weight(weight: float, schedule: str, progress: float) -> float:
-    """λ at t = `progress`, the share of all steps that is done: λ, λ·(1 − t), λ·t or λ·(1 + cos πt)/2 (`SCHEDULES`).
+    """The weight of a loss at one moment of its training.
 
-    Annealing distillation (Jafari et al., 2021, arXiv 2104.07163) starts with the teacher and ends with the labels.
+    | schedule | weight at t |
+    |---|---|
+    | `"constant"` | λ |
+    | `"linear_decay"` | λ·(1 − t) |
+    | `"linear_growth"` | λ·t |
+    | `"cosine_decay"` | λ·(1 + cos πt)/2 |
+
+    Annealing distillation (Jafari et al., 2021, arXiv:2104.07163) starts with the teacher and ends with the labels.
+
+    Args:
+        weight: λ.
+        schedule: One of `SCHEDULES`.
+        progress: t, the share of all steps that is done, from 0 to 1.
+
+    Returns:
+        The weight at t.
     """
     return weight * SCHEDULES[schedule](progress)
 
 
 def gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """‖∇L‖ over `parameters`; the graph stays, and no `.grad` and no hook of DDP sees it."""
+    """‖∇L‖ over all parameters together. The graph stays, and neither `.grad` nor a hook of DDP sees the gradient.
+
+    Args:
+        value: L, a scalar.
+        parameters: What L is differentiated by; those that it does not depend on count as 0.
+
+    Returns:
+        A scalar.
+    """
     gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
 
 def balance_factors(weights: Mapping[str, float], norms: Mapping[str, float]) -> dict[str, float]:
-    """f_i by which every ‖λ_i·f_i·∇L_i‖ is the mean of all ‖λ_i·∇L_i‖, so that their sum stays.
+    """The factors f_i that make every ‖λ_i·f_i·∇L_i‖ the mean of all ‖λ_i·∇L_i‖, so that their sum stays.
 
-    Raises ValueError, naming the loss, where one has no gradient to scale.
+    Args:
+        weights: λ_i by the name of the loss.
+        norms: ‖∇L_i‖ by the name of the loss.
+
+    Returns:
+        f_i by the name of the loss.
+
+    Raises:
+        ValueError: If a loss has no finite, positive gradient to scale; the message names it.
     """
-    scaled = {name: abs(weight) * norms[name] for name, weight in weights.items()}
-    for name, norm in scaled.items():
+    weighted_norms = {name: abs(weight) * norms[name] for name, weight in weights.items()}
+    for name, norm in weighted_norms.items():
         if not 0 < norm < math.inf:
             raise ValueError(
                 f"balance_losses: the {name} loss has weight {weights[name]:g} and gradient norm {norms[name]:g}, "
                 "which no factor brings to the others': leave that loss or balance_losses out."
             )
-    return {name: sum(scaled.values()) / len(scaled) / norm for name, norm in scaled.items()}
+    mean = sum(weighted_norms.values()) / len(weighted_norms)
+    return {name: mean / norm for name, norm in weighted_norms.items()}

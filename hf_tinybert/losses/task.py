@@ -8,8 +8,13 @@ from .base import DistillationLoss
 
 
 class TaskLoss(DistillationLoss):
-    """The loss that plain `Trainer` would compute from the labels, with label smoothing, `compute_loss_func` and its
-    normalisation by `num_items_in_batch`. The paper trains without it."""
+    """The loss that plain `Trainer` would compute from the labels. The paper trains without it.
+
+    It includes label smoothing, `compute_loss_func` and Trainer's normalisation by `num_items_in_batch`.
+
+    Args:
+        weight: λ, default 1.
+    """
 
     name = "task"
     reads = frozenset({"loss"})
