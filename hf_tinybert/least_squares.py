@@ -40,11 +40,11 @@ def ridge(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
     return prior + torch.cholesky_solve(moments.cross - moments.inputs @ prior, torch.linalg.cholesky(gram))
 
 
-def validated_ridge(fit: Moments, check: Moments, prior: Tensor) -> Tensor:
-    """`ridge` on all tokens, the penalty chosen by its error from `fit` to `check`; the prior where none beats it."""
-    errors = {penalty: check.error(ridge(fit, prior, penalty)) for penalty in PENALTIES}
+def validated_ridge(fit: Moments, held_out: Moments, prior: Tensor) -> Tensor:
+    """`ridge` on all tokens, the penalty chosen by its error from `fit` to `held_out`; the prior where none beats it."""
+    errors = {penalty: held_out.error(ridge(fit, prior, penalty)) for penalty in PENALTIES}
     best = min(errors, key=errors.get)
-    return ridge(fit + check, prior, best) if errors[best] < check.error(prior) else prior
+    return ridge(fit + held_out, prior, best) if errors[best] < held_out.error(prior) else prior
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:
@@ -81,13 +81,13 @@ def _square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * root, (vectors * inverse).T
 
 
-def write_linear(linear: nn.Linear, weight: Tensor):
+def set_linear(linear: nn.Linear, weight: Tensor):
     """Store a solution [d + 1, outputs] that carries the bias in its last row."""
     linear.weight.copy_(weight[:-1].T)
     linear.bias.copy_(weight[-1])
 
 
-def read_linear(linear: nn.Linear) -> Tensor:
+def linear_weight(linear: nn.Linear) -> Tensor:
     """A linear map as [d + 1, outputs] in float64, its bias in the last row."""
     return torch.cat([linear.weight.T, linear.bias[None]]).double()
 
@@ -118,7 +118,7 @@ def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]):
     norm.bias.copy_(y - gamma * x)
 
 
-def fit_writer(writer: nn.Linear, norm: nn.LayerNorm, tokens: Callable[[], Iterable[tuple]], rounds: int):
+def fit_output_projection(writer: nn.Linear, norm: nn.LayerNorm, tokens: Callable[[], Iterable[tuple]], rounds: int):
     """Alternating least squares of LayerNorm(residual + writer(x)) towards a target, starting from the writer given.
 
     `tokens()` yields (x, residual, target, check). With γ, β and each token's mean and deviation held, the sum that
@@ -139,5 +139,5 @@ def fit_writer(writer: nn.Linear, norm: nn.LayerNorm, tokens: Callable[[], Itera
             for moments, rows in ((fit, ~is_check), (check, is_check)):
                 # The LayerNorm divides errors by the deviation.
                 moments.add(x[rows], wanted[rows], deviation[rows].pow(-2))
-        write_linear(writer, validated_ridge(fit, check, read_linear(writer)))
+        set_linear(writer, validated_ridge(fit, check, linear_weight(writer)))
         fit_norm(norm, sums_and_targets())

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..activations import Activations
 from ..layer_mapping import LayerMapping
-from ..least_squares import Moments, ridge, write_linear
+from ..least_squares import Moments, ridge, set_linear
 from ..losses import DistillationLoss
 from ..teachers import Teacher
 
@@ -63,7 +63,7 @@ class Projections(nn.Module):
                         y = teacher.hidden_states[g].to(student_states[m].device)[real]
                         moments[_name(loss, k)].add(x.flatten(0, -2), y.flatten(0, -2))
         for name, found in moments.items():
-            write_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
+            set_linear(getattr(self, name), ridge(found, torch.zeros_like(found.cross), 1e-4))
 
 
 def _name(loss: str, teacher: int) -> str:
