@@ -24,7 +24,7 @@ from .pipelines.doctor import diagnose
 from .pipelines.task import general_distillation, task_distillation
 from .publishing.hub import push_folder
 from .publishing.model_card import extend_card
-from .students.create import TINYBERT4, TINYBERT6, create_student
+from .students import TINYBERT4, TINYBERT6, create_student
 from .tasks import (
     GLUE,
     SQUAD,

@@ -28,7 +28,7 @@ from .pipelines.doctor import Check, diagnose, to_table
 from .pipelines.task import evaluate as evaluate_task
 from .pipelines.task import task_distillation
 from .publishing.hub import push_folder
-from .students.create import INITS, TINYBERT4
+from .students import INITS, TINYBERT4
 from .tasks import TASKS, Task, TextClassification
 from .tasks.augmentation import Augmentation, WordVectors
 from .teachers import load_teacher

@@ -21,7 +21,7 @@ from ..models.checks import check_prediction_heads, check_vocabularies
 from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokens, own_tokenizer
 from ..models.weights import check_weights
-from ..students.create import TINYBERT4, check_reducible, create_student
+from ..students import TINYBERT4, check_can_initialise, create_student
 from ..tasks import Task
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
@@ -154,7 +154,7 @@ def _student(task: Task, student, init: str, teacher: PreTrainedModel, layer_map
         if init == "teacher":
             depth = student.get("num_hidden_layers", teacher.config.num_hidden_layers)
             pairs = map_layers(layer_mapping, depth, teacher.config.num_hidden_layers)
-            check_reducible(teacher.config, [layer for _, layer in pairs])
+            check_can_initialise(teacher.config, [layer for _, layer in pairs])
         model = create_student(teacher, **student, init="random", layer_mapping=layer_mapping)
     else:
         model, _ = task.load_model(student)

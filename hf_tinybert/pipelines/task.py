@@ -25,7 +25,7 @@ from transformers import (
 
 from ..lineage import Lineage, ModelRecord
 from ..models.loading import from_pretrained, load_tokenizer
-from ..students.create import TINYBERT4, create_student
+from ..students import TINYBERT4, create_student
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits

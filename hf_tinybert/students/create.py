@@ -1,31 +1,22 @@
-"""Small students of a teacher's own architecture: shrink the config, start the weights from the teacher."""
+"""Small students of a teacher's architecture, initialised from the teacher."""
 
-import copy
-import inspect
-import itertools
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..layer_mapping import map_layers
 from ..lineage import Lineage, ModelRecord
-from ..models.architectures import architecture_of, model_types
+from ..models.architectures import architecture_of
 from ..models.forward import evaluation_mode
 from ..models.weights import check_weights
-from .fit_model import reduce_model
-
-logger = logging.getLogger(__name__)
-
-TINYBERT4 = {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200, "num_attention_heads": 12}
-TINYBERT6 = {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+from .calibration import calibration_batches
+from .config import StudentPlan, StudentSize, check_can_initialise, plan_student
+from .copy_layers import copy_layers
+from .fit_model import fit_model
 
 INITS = ("teacher", "layers", "random")
-# Every fourth row of the sample only chooses ridge penalties.
-CHECK_EVERY = 4
 
 
 def create_student(
@@ -36,197 +27,100 @@ def create_student(
     num_attention_heads: int | None = None,
     init: str = "teacher",
     layer_mapping: str | Sequence = "uniform",
-    calibration_dataset=None,
-    processing_class=None,
+    calibration_dataset: Iterable[Mapping[str, Any]] | None = None,
+    processing_class: Any = None,
     batch_size: int = 32,
     embedding_size: int | None = None,
     dropout: float | None = None,
 ) -> PreTrainedModel:
-    """A smaller model of the teacher's class, labels and vocabulary; sizes and `dropout` at None are the teacher's.
+    """Create a smaller model of the teacher's class, with its labels and vocabulary.
 
-    - `init="teacher"`: layer m starts from teacher layer g(m) of `layer_mapping`, cut to the new sizes and refitted by
-      least squares on `sample`, a few hundred tokenised rows without labels (a `datasets.Dataset` or a list of dicts,
-      padded by `processing_class.pad` or with `pad_token_id`). Optional where only layers are dropped.
-    - `init="layers"`: teacher layers g(m) copied; only the number of layers may differ from the teacher.
-    - `init="random"`: the architecture's own initialisation, drawn from the global random state.
-    - `embedding_size` E below `hidden_size`: token embeddings in two factors, V×E and E×D (Lan et al., 2020, section
-      3.1); the student of an ELECTRA stays one, that of a BERT is an ALBERT whose layers share nothing.
+    The result depends on nothing but the arguments, except that `init="random"` draws from torch's global random
+    state. The student's configuration tells how it was made (`Lineage`).
 
-    It is float32, in training mode, on the teacher's device; its config says how it was made (`lineage`). Raises
-    ValueError for sizes, an init or a sample that cannot work, naming what to change.
+    Args:
+        teacher: The teacher. It is left as it is.
+        num_hidden_layers: The number of layers. The default of this and every other size is None, the teacher's size;
+            no size may exceed the teacher's.
+        hidden_size: The width D of the hidden states, a multiple of the number of attention heads.
+        intermediate_size: The number of feed-forward units of a layer.
+        num_attention_heads: The number of attention heads of a layer.
+        init: How the weights are initialised.
+
+            - `"teacher"` (default): student layer m is initialised from teacher layer g(m), compressed to the new
+              sizes and fitted by least squares on calibration data. At the teacher's own sizes the student computes
+              what the teacher computes.
+            - `"layers"`: teacher layers g(m) are copied. Only the number of layers may differ from the teacher's.
+            - `"random"`: the initialisation of the architecture.
+        layer_mapping: g, default `"uniform"`; see `map_layers`. It has to name one teacher layer for each student
+            layer.
+        calibration_dataset: A few hundred tokenised rows of the task without labels, as a `datasets.Dataset` or a list
+            of dictionaries. `init="teacher"` needs it unless only the number of layers changes.
+        processing_class: A tokenizer whose `pad` pads the calibration rows. By default they are padded with the
+            teacher's `pad_token_id`.
+        batch_size: The number of calibration rows a batch, default 32.
+        embedding_size: The number of columns E of the embedding tables, from 3 to `hidden_size`. Below `hidden_size`
+            the token embeddings are factorised into V×E and E×D (Lan et al., 2020, arXiv 1909.11942, section 3.1).
+            The student of an ELECTRA remains an ELECTRA. The student of a BERT is an ALBERT whose layers share
+            nothing.
+        dropout: The probability of every dropout. By default the probabilities are the teacher's.
+
+    Returns:
+        The student, in float32, in training mode and on the teacher's device.
+
+    Raises:
+        ValueError: If the sizes, `init`, the layer mapping, the dropout or the calibration data do not fit the
+            teacher, or if a weight of the teacher is not finite; the message names what to change.
     """
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
-    sizes = {
-        "num_hidden_layers": num_hidden_layers,
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_attention_heads": num_attention_heads,
-        "embedding_size": embedding_size,
-    }
-    made_from = ModelRecord.from_config(teacher.config)
-    if embedding_size is not None and not hasattr(teacher.config, "embedding_size"):
-        if embedding_size == (hidden_size or teacher.config.hidden_size):
-            sizes["embedding_size"] = None
-        else:
-            teacher = architecture_of(teacher.config).with_embedding_projection(teacher)
-    config, layers, changed = _student_config(teacher.config, sizes, layer_mapping)
-    if dropout is not None:
-        _set_dropout(config, dropout)
-    lineage = Lineage(teacher=made_from, init=init, layers=None if init == "random" else layers)
-    lineage.write(config)
+    size = StudentSize(num_hidden_layers, hidden_size, intermediate_size, num_attention_heads, embedding_size)
+    lineage = Lineage(teacher=ModelRecord.from_config(teacher.config), init=init)
+    teacher, size = _with_factorised_embeddings(teacher, size)
+    plan = plan_student(teacher.config, size, layer_mapping, dropout)
     if init == "random":
-        return type(teacher)(config).float().to(teacher.device).train()
-
-    narrower = ", ".join(name for name in changed if name != "num_hidden_layers")
-    if init == "layers" and narrower:
-        raise ValueError(
-            f"init='layers' copies whole layers, but {narrower} differs from the teacher: leave it at None, or use "
-            "init='teacher' with a sample, or init='random'."
-        )
-    if init == "teacher":
-        check_reducible(teacher.config, layers)
-        if narrower and calibration_dataset is None:
-            raise ValueError(
-                f"init='teacher' with another {narrower} cuts the teacher down on data: pass calibration_dataset=, a few hundred "
-                "tokenised rows of the task (labels are not used), or use init='random'."
-            )
+        lineage.write(plan.config)
+        return type(teacher)(plan.config).float().to(teacher.device).train()
+    lineage = replace(lineage, layers=plan.layers)
+    lineage.write(plan.config)
+    _check_init(init, teacher, plan, has_data=calibration_dataset is not None)
     check_weights(teacher)
-    # What nothing of the teacher fits is drawn from a fixed seed: the global random state plays no part.
+    # Parameters that no weight of the teacher determines are drawn from a fixed seed.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(teacher):
         torch.manual_seed(0)
-        student = type(teacher)(config).float().to(teacher.device).eval()
-        if not narrower:
-            _copy_layers(student, teacher, layers)
+        student = type(teacher)(plan.config).float().to(teacher.device).eval()
+        if not plan.changed_widths:
+            copy_layers(student, teacher, plan.layers)
         if init == "teacher" and calibration_dataset is not None:
-            inputs = list(_padded_batches(calibration_dataset, processing_class, teacher, batch_size))
-            reduce_model(student, teacher, layers, inputs)
-            replace(lineage, calibration_rows=sum(len(batch["input_ids"]) for batch in inputs)).write(student.config)
+            batches = calibration_batches(calibration_dataset, processing_class, teacher, batch_size)
+            fit_model(student, teacher, plan.layers, batches)
+            calibration_rows = sum(len(batch.held_out_rows) for batch in batches)
+            replace(lineage, calibration_rows=calibration_rows).write(student.config)
     return student.train()
 
 
-def _student_config(
-    teacher_config: PretrainedConfig, sizes: dict, layer_mapping
-) -> tuple[PretrainedConfig, list[int], list[str]]:
-    """The shrunk config, the teacher layer of each student layer (from 1) and the names of the sizes that change."""
-    config = copy.deepcopy(teacher_config)
-    architecture, changed = architecture_of(config), []
-    for name, size in sizes.items():
-        if size is None:
-            continue
-        teacher_size = architecture.size(teacher_config, name)
-        if not 1 <= size <= teacher_size:
-            raise ValueError(f"{name}={size} must lie between 1 and the teacher's {teacher_size}.")
-        if size != teacher_size:
-            architecture.set_size(config, name, size)
-            changed.append(name)
-    if config.hidden_size % config.num_attention_heads:
+def _with_factorised_embeddings(teacher: PreTrainedModel, size: StudentSize) -> tuple[PreTrainedModel, StudentSize]:
+    """The teacher with a projection after its embeddings if the student needs one and the teacher has none."""
+    architecture = architecture_of(teacher.config)
+    if size.embedding_size is None or architecture.has_size(teacher.config, "embedding_size"):
+        return teacher, size
+    if size.embedding_size == (size.hidden_size or teacher.config.hidden_size):
+        return teacher, replace(size, embedding_size=None)
+    return architecture.with_embedding_projection(teacher), size
+
+
+def _check_init(init: str, teacher: PreTrainedModel, plan: StudentPlan, has_data: bool) -> None:
+    changed = ", ".join(plan.changed_widths)
+    if init == "layers":
+        if changed:
+            raise ValueError(
+                f"init='layers' copies whole layers, but {changed} differs from the teacher: leave it at None, or use "
+                "init='teacher' with a calibration_dataset, or init='random'."
+            )
+        return
+    check_can_initialise(teacher.config, plan.layers)
+    if changed and not has_data:
         raise ValueError(
-            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}: "
-            "change one of them."
+            f"init='teacher' with another {changed} fits the student on data: pass calibration_dataset, a few hundred "
+            "tokenised rows of the task (labels are not used), or use init='random'."
         )
-    pairs = map_layers(layer_mapping, config.num_hidden_layers, teacher_config.num_hidden_layers)
-    if [student for student, _ in pairs] != list(range(1, config.num_hidden_layers + 1)):
-        raise ValueError(
-            f"layer_mapping={layer_mapping!r} must name one teacher layer for each of the {config.num_hidden_layers} "
-            "student layers, in order."
-        )
-    layers = [layer for _, layer in pairs]
-    values = config.to_dict()
-    narrow = sizes["embedding_size"]
-    if narrow is not None and not 3 <= narrow <= config.hidden_size:
-        raise ValueError(f"embedding_size={narrow} must lie between 3 and the student's hidden_size.")
-    architecture.follow_sizes(config, teacher_config)
-    for name, value in values.items():
-        # Attributes with one entry a layer, such as layer_types.
-        if isinstance(value, list) and len(value) == teacher_config.num_hidden_layers and "layer" in name:
-            setattr(config, name, [value[layer - 1] for layer in layers])
-    # The teacher's name would say that these are its weights; its dtype, that they are saved in it.
-    config._name_or_path, config.dtype = "", torch.float32
-    return config, layers, changed
-
-
-def _set_dropout(config: PretrainedConfig, probability: float):
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout={probability} must lie in [0, 1).")
-    for name, value in config.to_dict().items():
-        if "dropout" in name and value is not None:  # None follows another one
-            setattr(config, name, probability)
-
-
-def check_reducible(config: PretrainedConfig, layers: list[int]):
-    """Raise ValueError where `init="teacher"` cannot cut `layers` (from 1) out of a model of this config."""
-    architecture = architecture_of(config)
-    if not architecture.fits_students or config.to_dict().get("is_decoder") or architecture.shares_layers(config):
-        raise ValueError(
-            f"init='teacher' knows the encoders {', '.join(model_types('fits_students'))} (with a group for each layer), "
-            f"not this {config.model_type}: use init='layers' (same width, fewer layers) or init='random'."
-        )
-    if any(later <= earlier for earlier, later in itertools.pairwise(layers)):
-        raise ValueError(f"init='teacher' needs teacher layers that increase, layer_mapping gives {layers}.")
-
-
-def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]):
-    """Copy the mapped layers, and everything outside the layers, by name."""
-    state = teacher.state_dict()
-    prefix = _layers_prefix(teacher)
-    if prefix is not None:
-        taken = {f"{prefix}.{layer - 1}.": f"{prefix}.{index}." for index, layer in enumerate(layers)}
-        outside = {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
-        inside = {
-            new + name.removeprefix(old): value
-            for old, new in taken.items()
-            for name, value in state.items()
-            if name.startswith(old)
-        }
-        state = outside | inside
-    missing, unexpected = student.load_state_dict(state, strict=False)
-    if missing:
-        logger.warning("No teacher weight fits, left at their initialisation: %s", ", ".join(missing))
-    if unexpected:
-        # ModernBERT's first layer has no attention norm, for one.
-        logger.warning("The student has no place for these teacher weights: %s", ", ".join(unexpected))
-
-
-def _layers_prefix(model: PreTrainedModel) -> str | None:
-    """The name of the list of Transformer layers; None if all layers share their weights."""
-    architecture = architecture_of(model.config)
-    if architecture.shares_layers(model.config):
-        logger.info("The layers share their weights: the student takes them all, whatever the layer mapping.")
-        return None
-    found = architecture.layer_list(model)
-    if found is None:
-        count = model.config.num_hidden_layers
-        raise ValueError(f"Found no list of {count} layers in {type(model).__name__}: use init='random'.")
-    parent, attribute = found
-    layers = getattr(parent, attribute)
-    return next(name for name, module in model.named_modules() if module is layers)
-
-
-def _padded_batches(calibration_dataset, processing_class, model: PreTrainedModel, batch_size: int) -> Iterator[dict]:
-    """Model inputs of similar length, with `check`: True for the rows that only choose ridge penalties."""
-    accepted = inspect.signature(model.base_model.forward).parameters
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
-    rows = [{name: list(row[name]) for name in names if name in row} for row in calibration_dataset]
-    if rows and np.ndim(rows[0].get("input_ids", [])[:1]) == 2:  # multiple choice: every choice is a row
-        rows = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
-    if not rows or not all(row.get("input_ids") for row in rows):
-        raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with a non-empty input_ids.")
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = _pad([rows[index] for index in chosen], processing_class, model.config.pad_token_id)
-        batch["check"] = torch.tensor([index % CHECK_EVERY == CHECK_EVERY - 1 for index in chosen])
-        yield {name: value.to(model.device) for name, value in batch.items()}
-
-
-def _pad(rows: list[dict], processing_class, pad_token_id: int | None) -> dict[str, torch.Tensor]:
-    if processing_class is not None:
-        return dict(processing_class.pad(rows, return_tensors="pt"))
-    padding = {"input_ids": pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
-    rows = [{"attention_mask": [1] * len(row["input_ids"])} | row for row in rows]
-    length = max(len(row["input_ids"]) for row in rows)
-    return {
-        name: torch.tensor([row[name] + [padding[name]] * (length - len(row[name])) for row in rows])
-        for name in rows[0]
-    }

@@ -1,83 +1,185 @@
-"""BERT written as ALBERT, whose token embeddings may be narrower than its layers (Lan et al., 2020, section 3.1).
+"""The embeddings of a student, fitted to the teacher's.
 
-An ALBERT with as many groups as layers shares nothing between them: it is BERT with a linear map after the embeddings.
+Embeddings that are as wide as the layers are mapped by one linear map of all tables. Narrower ones are factorised into
+tables and a projection (Lan et al., 2020, arXiv 1909.11942, section 3.1).
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..least_squares import linear_moments, principal_basis, validated_ridge, write_linear
+from ..least_squares import (
+    fit_output_projection,
+    linear_moments,
+    linear_weight,
+    principal_basis,
+    set_linear,
+    validated_ridge,
+)
 from ..models.architectures import architecture_of
-from .fit_encoder import Batch
+from .calibration import CalibrationBatch, module_input
+from .fit_encoder import ROUNDS, HiddenStates
 
 
-def map_tables(new: nn.Module, old: nn.Module, table_map: nn.Linear) -> None:
-    """Every table of the embeddings `new` from that of `old`, by the weight of a linear map."""
+def embedded_states(teacher: PreTrainedModel, batches: list[CalibrationBatch]) -> list[HiddenStates]:
+    """What enters the teacher's first layer. It stands for the student's states until `fit_embeddings` sets them.
+
+    Args:
+        teacher: The teacher, in eval mode.
+        batches: The calibration data.
+    """
+    architecture = architecture_of(teacher.config)
+    embeddings, projection = architecture.embeddings(teacher), architecture.embedding_projection(teacher)
+    states = []
+    for batch in batches:
+        hidden = embeddings.LayerNorm(_embedding_sum(embeddings, batch))
+        if projection is not None:
+            hidden = projection(hidden)
+        states.append(HiddenStates(batch, teacher=hidden, student=hidden))
+    return states
+
+
+def fit_embeddings(
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+) -> nn.Linear | None:
+    """Fit the embeddings of the student to Pᵀh, h being what enters the teacher's first layer.
+
+    Args:
+        student: The student, which is changed.
+        teacher: The teacher.
+        basis: P, (D, D').
+        states: What enters the teacher's first layer; the student's states become what enters its own.
+
+    Returns:
+        The linear map from the teacher's tables (V, E) to the student's (V, E'); None if the tables are copied.
+    """
+    projection = architecture_of(teacher.config).embedding_projection(teacher)
+    new_projection = architecture_of(student.config).embedding_projection(student)
+    width, new_width = (model.get_input_embeddings().embedding_dim for model in (teacher, student))
+    if width == new_width and (new_projection is None) == (projection is None):
+        _copy_embeddings(student, teacher, basis, states)
+        return None
+    if new_projection is None:
+        return _fit_tables(student, teacher, basis, states)
+    return _fit_factors(student, teacher, basis, states)
+
+
+def _copy_embeddings(
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+) -> None:
+    """Copy the tables, and project the projection that follows them onto the basis."""
+    architecture = architecture_of(teacher.config)
+    architecture.embeddings(student).load_state_dict(architecture.embeddings(teacher).state_dict())
+    projection = architecture.embedding_projection(teacher)
+    if projection is not None:
+        set_linear(architecture.embedding_projection(student), linear_weight(projection) @ basis)
+    for hidden in states:
+        hidden.student = (hidden.teacher.double() @ basis).float()
+
+
+def _fit_tables(
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+) -> nn.Linear:
+    """Tables of the student's width without a projection: LayerNorm(table·A) ≈ Pᵀh; returns A."""
+    architecture = architecture_of(teacher.config)
+    old, new = architecture.embeddings(teacher), architecture_of(student.config).embeddings(student)
+    projection = architecture.embedding_projection(teacher)
+    prior = basis if projection is None else (projection.weight * old.LayerNorm.weight).T.double() @ basis
+    table_map = nn.Linear(*prior.shape).to(student.device)
+    set_linear(table_map, torch.cat([prior, torch.zeros_like(prior[:1])]))
+
+    def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for hidden in states:
+            embedding_sum = _embedding_sum(old, hidden.batch)[hidden.mask].float()
+            target = hidden.teacher_tokens.double() @ basis
+            yield embedding_sum, torch.zeros_like(target, dtype=torch.float), target, hidden.held_out_tokens
+
+    fit_output_projection(table_map, new.LayerNorm, tokens, ROUNDS)
+    _map_tables(new, old, table_map)
+    # Every token has one position, so the position embeddings can carry the bias.
+    new.position_embeddings.weight.add_(table_map.bias)
+    for hidden in states:
+        hidden.student = new.LayerNorm(table_map(_embedding_sum(old, hidden.batch).float()))
+    return table_map
+
+
+def _fit_factors(
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+) -> nn.Linear:
+    """Factorised embeddings: tables of E' columns and their projection to Pᵀh; returns the map of the tables."""
+    old, new = (architecture_of(model.config).embeddings(model) for model in (teacher, student))
+    old_projection, projection = (
+        architecture_of(model.config).embedding_projection(model) for model in (teacher, student)
+    )
+    weight = basis if old_projection is None else old_projection.weight.T.double() @ basis
+    weight = old.LayerNorm.weight.double()[:, None] * weight
+    weight = weight - weight.mean(0)  # the products with x are then those with x less its mean
+    sums = torch.cat([_embedding_sum(old, hidden.batch)[hidden.mask] for hidden in states]).double()
+    covariance = torch.cov((sums / _deviation(sums) @ weight).T, correction=0)
+    leading = principal_basis(covariance, student.get_input_embeddings().embedding_dim - 2)
+    longest = max(hidden.mask.shape[1] for hidden in states)
+    table_map, columns = _set_factorised_tables(new, old, weight @ leading, longest)
+
+    for hidden in states:
+        hidden.student = new(**hidden.batch.embedding_inputs)
+    fit, held_out = linear_moments(
+        (hidden.student_tokens, hidden.teacher_tokens.double() @ basis, hidden.held_out_tokens) for hidden in states
+    )
+    prior, moments = columns @ leading.T, fit + held_out
+    bias = (moments.cross[-1] - moments.inputs[-1, :-1] @ prior) / moments.inputs[-1, -1]
+    set_linear(projection, validated_ridge(fit, held_out, torch.cat([prior, bias[None]])))
+    for hidden in states:
+        hidden.student = projection(hidden.student)
+    return table_map
+
+
+def _set_factorised_tables(
+    new: nn.Module, old: nn.Module, components: Tensor, longest: int
+) -> tuple[nn.Linear, Tensor]:
+    """Set tables of E' columns whose normalised sums x' satisfy LayerNorm(x')·columns ≈ x/σ(x)·components.
+
+    LayerNorm subtracts the mean, which costs one column. Another column balances the lengths: it gives a token's
+    embedding the length c·σ(x), so that LayerNorm divides it by as much as the teacher's LayerNorm divides x. Without
+    it all components of a token would be scaled to the same length.
+
+    Args:
+        new: The student's embeddings, which are changed.
+        old: The teacher's embeddings.
+        components: (E, E' − 2).
+        longest: The number of positions that the calibration data use.
+
+    Returns:
+        The map of the tables E → E', and the columns (E', E' − 2).
+    """
+    width = components.shape[1] + 2
+    ones = torch.ones(width, 1).to(components)
+    free = torch.linalg.qr(torch.cat([ones, torch.eye(width).to(ones)[:, :-1]], 1)).Q[:, 1:]  # orthogonal to the mean
+    table_map = nn.Linear(len(components), width, bias=False).to(components.device)
+    table_map.weight.copy_((components @ free[:, :-1].T).T)
+    _map_tables(new, old, table_map)
+    mean_position = old.position_embeddings.weight[:longest].mean(0) + old.token_type_embeddings.weight[0]
+    words = (old.word_embeddings.weight + mean_position).double()
+    deviations, lengths = _deviation(words), (words @ components).norm(dim=1, keepdim=True)
+    scale = (lengths / deviations).max()
+    balance = ((scale * deviations).square() - lengths.square()).clamp(min=0).sqrt()
+    new.word_embeddings.weight.add_((balance * free[:, -1]).float())
+    nn.init.ones_(new.LayerNorm.weight)
+    nn.init.zeros_(new.LayerNorm.bias)
+    return table_map, scale / width**0.5 * free[:, :-1]
+
+
+def _map_tables(new: nn.Module, old: nn.Module, table_map: nn.Linear) -> None:
+    """Set every table of the embeddings `new` to that of `old` times the weight of a linear map."""
     for name, table in old.named_modules():
         if isinstance(table, nn.Embedding):
             new.get_submodule(name).weight.copy_(table.weight.float() @ table_map.weight.T)
 
 
-def fit_factors(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    basis: Tensor,
-    inputs: list[dict],
-    sums: list[Tensor],
-    batches: list[Batch],
-) -> nn.Linear:
-    """Tables of E columns and their projection to Pᵀh; moves the batches there. Returns the map of the tables."""
-    old, new = teacher.base_model.embeddings, student.base_model.embeddings
-    old_projection, projection = (
-        architecture_of(teacher.config).embedding_projection(teacher),
-        architecture_of(student.config).embedding_projection(student),
-    )
-    narrow = new.word_embeddings.embedding_dim
-    read = basis if old_projection is None else old_projection.weight.T.double() @ basis
-    read = old.LayerNorm.weight.double()[:, None] * read
-    read = read - read.mean(0)  # so that it reads x as it reads x less its mean
-    x = torch.cat([x[b.mask] for b, x in zip(batches, sums, strict=True)]).double()
-    leading = principal_basis(torch.cov((x / _deviation(x) @ read).T, correction=0), narrow - 2)
-    table_map, columns = _write_tables(new, old, read @ leading, longest=max(x.shape[1] for x in sums))
-
-    for batch, b in zip(inputs, batches, strict=True):
-        b.student = new(**embedding_inputs(batch))
-    fit, check = linear_moments((b.student[b.mask], b.teacher[b.mask].double() @ basis, b.check) for b in batches)
-    prior, both = columns @ leading.T, fit + check
-    bias = (both.cross[-1] - both.inputs[-1, :-1] @ prior) / both.inputs[-1, -1]
-    write_linear(projection, validated_ridge(fit, check, torch.cat([prior, bias[None]])))
-    for b in batches:
-        b.student = projection(b.student)
-    return table_map
-
-
-def _write_tables(new: nn.Module, old: nn.Module, components: Tensor, longest: int) -> tuple[nn.Linear, Tensor]:
-    """Tables [V, E] with LayerNorm(x')·columns ≈ x/σ(x)·components [D, E − 2]; returns their map and the columns.
-
-    One column is lost to the mean that LayerNorm takes away. One is a ballast, by which it divides as the teacher's
-    does: with it a token's embedding has the length c·σ(x), where its components alone would all get the same length.
-    """
-    narrow = components.shape[1] + 2
-    ones = torch.ones(narrow, 1).to(components)
-    free = torch.linalg.qr(torch.cat([ones, torch.eye(narrow).to(ones)[:, :-1]], 1)).Q[:, 1:]  # orthogonal to the mean
-    table_map = nn.Linear(len(components), narrow, bias=False).to(components.device)
-    table_map.weight.copy_((components @ free[:, :-1].T).T)
-    map_tables(new, old, table_map)
-    usual = old.position_embeddings.weight[:longest].mean(0) + old.token_type_embeddings.weight[0]
-    words = (old.word_embeddings.weight + usual).double()
-    deviations, lengths = _deviation(words), (words @ components).norm(dim=1, keepdim=True)
-    scale = (lengths / deviations).max()
-    ballast = ((scale * deviations).square() - lengths.square()).clamp(min=0).sqrt()
-    new.word_embeddings.weight.add_((ballast * free[:, -1]).float())
-    nn.init.ones_(new.LayerNorm.weight)
-    nn.init.zeros_(new.LayerNorm.bias)
-    return table_map, scale / narrow**0.5 * free[:, :-1]
-
-
-def embedding_inputs(batch: dict) -> dict:
-    """What the embeddings take of a batch."""
-    return {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
+def _embedding_sum(embeddings: nn.Module, batch: CalibrationBatch) -> Tensor:
+    """The sum of token, position and token type embeddings before their LayerNorm, (B, S, E)."""
+    return module_input(embeddings, embeddings.LayerNorm, batch.embedding_inputs)
 
 
 def _deviation(x: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""Cut a smaller encoder out of a larger one on a sample of data, by principal components and least squares.
+"""The layers of a student, fitted to the teacher's by principal components and least squares on calibration data.
 
-The student's hidden state stands for Pᵀh of the teacher's h, with P [D, D'] the principal components of all of those.
-The student is built from the embeddings up and runs on the sample as it grows: every linear map is refitted by ridge
-regression from what the student really sees to what the teacher computes there, towards the teacher's projected
-weights. So each layer also absorbs the teacher layers that it skips and the errors made below it.
+The student's hidden state stands for Pᵀh of the teacher's h, with P (D, D') the principal components of all hidden
+states. The layers are fitted from the first to the last, and the student runs on the calibration data as it grows:
+every linear map is refitted by ridge regression from the student's own activations to the teacher's, towards the
+teacher's projected weights. Each layer thus also absorbs the teacher layers that it skips and the errors of the layers
+below it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,122 +15,234 @@ from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from ..least_squares import (
-    fit_writer,
+    Moments,
+    fit_output_projection,
     linear_moments,
+    linear_weight,
     project_inputs,
-    read_linear,
     score_maps,
+    set_linear,
     validated_ridge,
     value_maps,
-    write_linear,
 )
 from ..models.architectures import Block
+from .calibration import CalibrationBatch
 
-# Of the alternation between a writer and its LayerNorm.
+# Rounds of the alternation between an output projection and the LayerNorm after it.
 ROUNDS = 1
 
 
 @dataclass
-class Batch:
-    """One padded batch of the sample, part of the way through both encoders."""
+class HiddenStates:
+    """The hidden states of a batch of calibration rows between two layers of both models.
 
-    mask: Tensor  # [B, S], True at real tokens
-    check: Tensor  # [real tokens], True where the row only chooses ridge penalties
-    teacher: Tensor  # [B, S, D]
-    student: Tensor  # [B, S, D']
+    Attributes:
+        batch: The calibration rows.
+        teacher: (B, S, D), the teacher's hidden states.
+        student: (B, S, D'), the student's hidden states.
+    """
+
+    batch: CalibrationBatch
+    teacher: Tensor
+    student: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, S), true at real tokens."""
+        return self.batch.mask
+
+    @property
+    def held_out_tokens(self) -> Tensor:
+        """(number of real tokens,), true at the tokens of held-out rows."""
+        return self.batch.held_out_tokens
+
+    @property
+    def teacher_tokens(self) -> Tensor:
+        """(number of real tokens, D)."""
+        return self.teacher[self.mask]
+
+    @property
+    def student_tokens(self) -> Tensor:
+        """(number of real tokens, D')."""
+        return self.student[self.mask]
 
 
-def fit_attention(student: Block, teacher: Block, basis: Tensor, batches: list[Batch]):
-    """Fit the attention sublayer: scores and values of each head at its smaller size, then the output."""
+@dataclass(frozen=True)
+class AttentionHeads:
+    """The attention heads of a teacher layer over the student's hidden states, in float64.
+
+    Attributes:
+        query: (H, d, D' + 1), weights with the bias in the last column, d being the size of an attention head.
+        key: (H, d, D' + 1).
+        value: (H, d, D' + 1).
+        output: (D', H, d), the output projection, without its bias.
+        input_moment: (D' + 1, D' + 1), E xxᵀ of the student's hidden states x with a constant 1 appended.
+        context_moment: (H, d, d), Σ ccᵀ of the teacher's context vectors c.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    input_moment: Tensor
+    context_moment: Tensor
+
+    def largest(self, count: int) -> list[int]:
+        """The attention heads with the largest output E‖Wc‖², in their order."""
+        energy = torch.einsum("ohi,hij,ohj->h", self.output, self.context_moment, self.output)
+        return energy.topk(count).indices.sort().values.tolist()
+
+    def reduced(self, head: int, size: int, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """An attention head at a smaller size.
+
+        Args:
+            head: The attention head.
+            size: Its size.
+            scale: A factor of its queries and keys.
+
+        Returns:
+            Query, key and value (size, D' + 1), and output (D', size).
+        """
+        # Softmax ignores what all keys share, so only the spread of the keys counts.
+        centred_moment = self.input_moment - self.input_moment[:, -1:] * self.input_moment[-1:]
+        query, key, value, output = self.query[head], self.key[head], self.value[head], self.output[:, head]
+        query_map, key_map = score_maps(query @ self.input_moment @ query.T, key @ centred_moment @ key.T, size)
+        value_map, reduced_output = value_maps(output, self.context_moment[head], size)
+        return scale * query_map @ query, scale * key_map @ key, value_map @ value, reduced_output
+
+
+def fit_encoder(
+    student: list[Block], teacher: list[Block], layers: list[int], basis: Tensor, states: list[HiddenStates]
+) -> None:
+    """Fit every layer of the student.
+
+    Args:
+        student: The student's layers, which are changed.
+        teacher: The teacher's layers.
+        layers: The teacher layer of each student layer, counted from 1 and increasing.
+        basis: P, (D, D').
+        states: What enters the first layer; afterwards what left the student's last layer and its teacher layer.
+    """
+    layers_run = 0
+    for block, layer in zip(student, tqdm(layers, desc="Fitting layers"), strict=True):
+        teacher_block = teacher[layer - 1]
+        for hidden in states:
+            for skipped in teacher[layers_run : layer - 1]:
+                hidden.teacher = skipped.feed_forward(skipped.attend(hidden.teacher, hidden.mask))
+        layers_run = layer
+        fit_attention(block, teacher_block, basis, states)
+        for hidden in states:
+            hidden.student = block.attend(hidden.student, hidden.mask)
+            hidden.teacher = teacher_block.attend(hidden.teacher, hidden.mask)
+        fit_feed_forward(block, teacher_block, basis, states)
+        for hidden in states:
+            hidden.student = block.feed_forward(hidden.student)
+            hidden.teacher = teacher_block.feed_forward(hidden.teacher)
+
+
+def fit_attention(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
+    """Fit the attention sublayer: queries, keys and values at the student's size, then the output projection.
+
+    Args:
+        student: The student's layer, which is changed.
+        teacher: Its teacher layer.
+        basis: P, (D, D').
+        states: What enters both layers.
+    """
+    _set_attention_heads(student, teacher, _refitted_heads(teacher, basis, states))
+    student.attention_output.bias.copy_(basis.T @ teacher.attention_output.bias.double())
+    tokens = []
+    for hidden in states:
+        target = teacher.attend(hidden.teacher, hidden.mask)[hidden.mask].double() @ basis
+        context = student.context(hidden.student, hidden.mask)[hidden.mask]
+        tokens.append((context, hidden.student_tokens, target.float(), hidden.held_out_tokens))
+    fit_output_projection(student.attention_output, student.attention_norm, lambda: tokens, ROUNDS)
+
+
+def _refitted_heads(teacher: Block, basis: Tensor, states: list[HiddenStates]) -> AttentionHeads:
+    """The teacher's attention heads, with queries, keys and values computed from the student's hidden states."""
     linears = (teacher.query, teacher.key, teacher.value)
-    fit, check = linear_moments(
-        (b.student[b.mask], torch.cat([linear(b.teacher[b.mask]) for linear in linears], -1), b.check) for b in batches
+    fit, held_out = linear_moments(
+        (
+            hidden.student_tokens,
+            torch.cat([linear(hidden.teacher_tokens) for linear in linears], -1),
+            hidden.held_out_tokens,
+        )
+        for hidden in states
     )
-    prior = torch.cat([project_inputs(read_linear(linear), basis) for linear in linears], -1)
-    solution = validated_ridge(fit, check, prior)
-    query, key, value = (w.T.unflatten(0, (teacher.num_heads, -1)) for w in solution.chunk(3, -1))  # [H, d, D' + 1]
-    writer = (basis.T @ teacher.attention_output.weight.double()).unflatten(-1, (teacher.num_heads, -1))
-
+    prior = torch.cat([project_inputs(linear_weight(linear), basis) for linear in linears], -1)
+    solution = validated_ridge(fit, held_out, prior)
+    query, key, value = (weight.T.unflatten(0, (teacher.num_heads, -1)) for weight in solution.chunk(3, -1))
     context_moment = 0.0
-    for b in batches:
-        context = teacher.context(b.teacher, b.mask)[b.mask].double().unflatten(-1, (teacher.num_heads, -1))
+    for hidden in states:
+        context = teacher.context(hidden.teacher, hidden.mask)[hidden.mask].double()
+        context = context.unflatten(-1, (teacher.num_heads, -1))
         context_moment = context_moment + torch.einsum("nhi,nhj->hij", context, context)
-    input_moment = (fit + check).inputs / (fit + check).inputs[-1, -1]
-    # Softmax ignores what all keys share, so of the keys only the spread counts.
-    centred_moment = input_moment - input_moment[:, -1:] * input_moment[-1:]
+    output = (basis.T @ teacher.attention_output.weight.double()).unflatten(-1, (teacher.num_heads, -1))
+    return AttentionHeads(query, key, value, output, _mean_moment(fit + held_out), context_moment)
 
-    written = torch.einsum("ohi,hij,ohj->h", writer, context_moment, writer)
-    heads = written.topk(student.num_heads).indices.sort().values.tolist()
-    teacher_size, student_size = query.shape[1], student.query.out_features // student.num_heads
-    rank = min(teacher_size, student_size)
-    # Scores keep their size although the student divides them by the root of another head size.
-    scale = (student_size / teacher_size) ** 0.25
+
+def _mean_moment(moments: Moments) -> Tensor:
+    """E xxᵀ; the last entry of Σ xxᵀ is the number of tokens."""
+    return moments.inputs / moments.inputs[-1, -1]
+
+
+def _set_attention_heads(student: Block, teacher: Block, heads: AttentionHeads) -> None:
+    """Give the student the largest attention heads, each reduced to the student's size if that is smaller."""
+    size = student.query.out_features // student.num_heads
+    teacher_size = teacher.query.out_features // teacher.num_heads
+    rank = min(teacher_size, size)
+    # The scaling depends on the size of an attention head; this factor leaves the scaled scores as they are.
+    scale = (size / teacher_size) ** 0.25
+    # What an attention head has beyond the teacher's size contributes neither to the scores nor to the output.
     student.query.weight.zero_()
     student.query.bias.zero_()
     student.attention_output.weight.zero_()
-    for index, head in enumerate(heads):
-        rows = slice(index * student_size, index * student_size + rank)
-        query_map = key_map = value_map = torch.eye(teacher_size).to(query)
-        output = writer[:, head]
+    for index, head in enumerate(heads.largest(student.num_heads)):
         if rank < teacher_size:
-            query_map, key_map = score_maps(
-                query[head] @ input_moment @ query[head].T, key[head] @ centred_moment @ key[head].T, rank
-            )
-            value_map, output = value_maps(output, context_moment[head], rank)
-        for linear, weight in (
-            (student.query, scale * query_map @ query[head]),
-            (student.key, scale * key_map @ key[head]),
-            (student.value, value_map @ value[head]),
-        ):
+            query, key, value, output = heads.reduced(head, rank, scale)
+        else:
+            query, key = scale * heads.query[head], scale * heads.key[head]
+            value, output = heads.value[head], heads.output[:, head]
+        rows = slice(index * size, index * size + rank)
+        for linear, weight in ((student.query, query), (student.key, key), (student.value, value)):
             linear.weight[rows], linear.bias[rows] = weight[:, :-1].float(), weight[:, -1].float()
         student.attention_output.weight[:, rows] = output.float()
-    student.attention_output.bias.copy_(basis.T @ teacher.attention_output.bias.double())
-
-    tokens = []
-    for b in batches:
-        target = teacher.attend(b.teacher, b.mask)[b.mask].double() @ basis
-        tokens.append((student.context(b.student, b.mask)[b.mask], b.student[b.mask], target.float(), b.check))
-    fit_writer(student.attention_output, student.attention_norm, lambda: tokens, ROUNDS)
 
 
-def fit_feed_forward(student: Block, teacher: Block, basis: Tensor, batches: list[Batch]):
-    """Keep the feed-forward units u with the largest E[a_u²]·‖W_out,u‖², then fit what they read and write."""
-    energy = 0.0
-    for b in batches:
-        energy = energy + teacher.activation(teacher.intermediate(b.teacher[b.mask])).double().square().sum(0)
-    written = energy * (basis.T @ teacher.output.weight.double()).square().sum(0)
-    units = written.topk(student.intermediate.out_features).indices.sort().values
-    fit, check = linear_moments(
-        (b.student[b.mask], teacher.intermediate(b.teacher[b.mask])[:, units], b.check) for b in batches
+def fit_feed_forward(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
+    """Fit the feed-forward sublayer over the units u with the largest E[a_u²]·‖W_out,u‖², a_u being their activations.
+
+    Args:
+        student: The student's layer, which is changed.
+        teacher: Its teacher layer.
+        basis: P, (D, D').
+        states: What enters both sublayers.
+    """
+    units = _largest_units(teacher, basis, states, student.intermediate.out_features)
+    fit, held_out = linear_moments(
+        (hidden.student_tokens, teacher.intermediate(hidden.teacher_tokens)[:, units], hidden.held_out_tokens)
+        for hidden in states
     )
-    prior = project_inputs(read_linear(teacher.intermediate)[:, units], basis)
-    write_linear(student.intermediate, validated_ridge(fit, check, prior))
+    prior = project_inputs(linear_weight(teacher.intermediate)[:, units], basis)
+    set_linear(student.intermediate, validated_ridge(fit, held_out, prior))
     student.output.weight.copy_(basis.T @ teacher.output.weight.double()[:, units])
     student.output.bias.copy_(basis.T @ teacher.output.bias.double())
+    targets = [(teacher.feed_forward(hidden.teacher_tokens).double() @ basis).float() for hidden in states]
 
-    targets = [(teacher.feed_forward(b.teacher[b.mask]).double() @ basis).float() for b in batches]
+    def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        # The targets have the student's width and are stored. The units are many times wider and are computed again.
+        for hidden, target in zip(states, targets, strict=True):
+            inputs = hidden.student_tokens
+            yield student.activation(student.intermediate(inputs)), inputs, target, hidden.held_out_tokens
 
-    def tokens():
-        # Everything else has the student's width and is kept; the units are many times wider, so they run again.
-        for b, target in zip(batches, targets, strict=True):
-            hidden = b.student[b.mask]
-            yield student.activation(student.intermediate(hidden)), hidden, target, b.check
-
-    fit_writer(student.output, student.output_norm, tokens, ROUNDS)
+    fit_output_projection(student.output, student.output_norm, tokens, ROUNDS)
 
 
-def fit_encoder(student: list[Block], teacher: list[Block], layers: list[int], basis: Tensor, batches: list[Batch]):
-    """Fit student layer m to teacher layer layers[m − 1] (from 1, increasing); moves the batches to the last."""
-    done = 0
-    for block, layer in zip(student, tqdm(layers, desc="Cutting layers"), strict=True):
-        for b in batches:
-            for skipped in teacher[done : layer - 1]:
-                b.teacher = skipped.feed_forward(skipped.attend(b.teacher, b.mask))
-        done = layer
-        target = teacher[layer - 1]
-        fit_attention(block, target, basis, batches)
-        for b in batches:
-            b.student, b.teacher = block.attend(b.student, b.mask), target.attend(b.teacher, b.mask)
-        fit_feed_forward(block, target, basis, batches)
-        for b in batches:
-            b.student, b.teacher = block.feed_forward(b.student), target.feed_forward(b.teacher)
+def _largest_units(teacher: Block, basis: Tensor, states: list[HiddenStates], count: int) -> Tensor:
+    energy = 0.0
+    for hidden in states:
+        activations = teacher.activation(teacher.intermediate(hidden.teacher_tokens))
+        energy = energy + activations.double().square().sum(0)
+    output_energy = energy * (basis.T @ teacher.output.weight.double()).square().sum(0)
+    return output_energy.topk(count).indices.sort().values

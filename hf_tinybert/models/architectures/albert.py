@@ -36,8 +36,7 @@ class Albert(Architecture):
     drops_layers = False  # it counts its layers by its configuration
 
     def follow_sizes(self, config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
-        if config.embedding_size == teacher_config.embedding_size == teacher_config.hidden_size:
-            config.embedding_size = config.hidden_size
+        super().follow_sizes(config, teacher_config)
         if not self.shares_layers(teacher_config):
             config.num_hidden_groups = config.num_hidden_layers
 

@@ -70,6 +70,10 @@ class Architecture:
     computes_tokens_separately: ClassVar[bool] = False
     drops_layers: ClassVar[bool] = True
 
+    def has_size(self, config: PretrainedConfig, name: str) -> bool:
+        """Whether the configuration has a size, by the name that `create_student` gives it."""
+        return hasattr(config, self.size_names.get(name, name))
+
     def size(self, config: PretrainedConfig, name: str) -> int:
         """A size by the name that `create_student` gives it, for example `intermediate_size`.
 
@@ -77,7 +81,7 @@ class Architecture:
             ValueError: If the configuration has no such size.
         """
         name_in_config = self.size_names.get(name, name)
-        if not hasattr(config, name_in_config):
+        if not self.has_size(config, name):
             raise ValueError(f"{type(config).__name__} has no {name_in_config}: leave {name} at None.")
         return getattr(config, name_in_config)
 
@@ -86,7 +90,18 @@ class Architecture:
         setattr(config, self.size_names.get(name, name), size)
 
     def follow_sizes(self, config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
-        """Set the values of a student's configuration that follow from its sizes, as they do in the teacher's."""
+        """Set the values of a student's configuration that follow from its sizes.
+
+        Embeddings that are as wide as the teacher's layers become as wide as the student's.
+
+        Args:
+            config: The student's configuration, which is changed.
+            teacher_config: The teacher's configuration.
+        """
+        if not self.has_size(teacher_config, "embedding_size"):
+            return
+        if config.embedding_size == teacher_config.embedding_size == teacher_config.hidden_size:
+            config.embedding_size = config.hidden_size
 
     def shares_layers(self, config: PretrainedConfig) -> bool:
         """Whether layers share their weights."""
@@ -102,6 +117,14 @@ class Architecture:
             if isinstance(child, nn.ModuleList) and len(child) == depth
         }
         return max(lists, key=lists.get) if lists else None
+
+    def embeddings(self, model: PreTrainedModel) -> nn.Module:
+        """The module with the embedding tables and the `LayerNorm` of their sum.
+
+        In families with `fits_students` its tables have BERT's names, `word_embeddings` and `position_embeddings`,
+        and it is called with `input_ids` and, if the family has them, `token_type_ids`.
+        """
+        return model.base_model.embeddings
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The module that runs the layers."""

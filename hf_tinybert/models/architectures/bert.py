@@ -1,6 +1,6 @@
 """BERT and the families that share its module names."""
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .albert import as_albert
 from .base import Architecture, Block
@@ -49,10 +49,6 @@ class Electra(BertLike):
     """ELECTRA, whose embeddings may be narrower than its layers."""
 
     model_types = ("electra",)
-
-    def follow_sizes(self, config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
-        if config.embedding_size == teacher_config.embedding_size == teacher_config.hidden_size:
-            config.embedding_size = config.hidden_size
 
     def embedding_projection(self, model):
         factorised = model.base_model.embeddings.word_embeddings.embedding_dim != model.config.hidden_size

@@ -1,0 +1,220 @@
+"""The prediction heads of a student, fitted to the teacher's layer by layer."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..least_squares import (
+    fit_output_projection,
+    linear_moments,
+    linear_weight,
+    project_inputs,
+    set_linear,
+    validated_ridge,
+)
+from ..models.architectures import architecture_of
+from ..models.prediction_heads import Choices, prediction_head_of
+from .calibration import CalibrationBatch, module_input
+from .fit_encoder import ROUNDS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """Fits the linear layers of the student's prediction heads one by one.
+
+    Args:
+        student: The student, in eval mode, with fitted embeddings and encoder.
+        teacher: The teacher, in eval mode.
+        basis: P, (D, D').
+        table_map: The linear map from the teacher's embedding tables to the student's; None if they are the same.
+        batches: The calibration data.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    basis: Tensor
+    table_map: nn.Linear | None
+    batches: list[CalibrationBatch]
+
+    def is_language_model_layer(self, name: str) -> bool:
+        """Whether a linear layer is the hidden layer of a language model head whose table has another basis."""
+        output, layer = self.teacher.get_output_embeddings(), self.teacher.get_submodule(name)
+        if self.table_map is None or output is None or layer.out_features != output.in_features:
+            return False
+        return layer not in set(self.teacher.base_model.modules())
+
+    def fit_hidden_layer(self, name: str, output_layers: list[nn.Linear]) -> Tensor:
+        """Fit a layer D → D' to the most important units of the teacher's D → D.
+
+        Args:
+            name: The name of the layer.
+            output_layers: The teacher's layers that receive the units.
+
+        Returns:
+            The units, (D',).
+        """
+        count = self.student.get_submodule(name).out_features
+        units = self._important_units(self.teacher.get_submodule(name), output_layers, count)
+        prior = linear_weight(self.teacher.get_submodule(name))[:, units]
+        self._fit_layer(name, project_inputs(prior, self.basis), units)
+        return units
+
+    def fit_output_layer(self, name: str, units: Tensor | None) -> None:
+        """Fit a layer whose outputs are the teacher's.
+
+        Args:
+            name: The name of the layer.
+            units: The units of the hidden layer that it receives; None if it receives hidden states.
+        """
+        prior = linear_weight(self.teacher.get_submodule(name))
+        prior = project_inputs(prior, self.basis) if units is None else torch.cat([prior[:-1][units], prior[-1:]])
+        self._fit_layer(name, prior, slice(None))
+
+    def fit_language_model_layer(self, name: str, norm: str) -> None:
+        """Fit LayerNorm(activation(layer(h))) so that its products with the mapped table are the teacher's logits.
+
+        Args:
+            name: The name of the hidden layer.
+            norm: The name of the LayerNorm after it.
+        """
+        decode = self._decode_map()
+        layer = self.student.get_submodule(name)
+        set_linear(layer, project_inputs(linear_weight(self.teacher.get_submodule(name)), self.basis) @ decode)
+        inputs = [(x, held_out) for x, _, held_out in self._layer_inputs(name)]
+        norm_inputs = [h for _, h, _ in self._layer_inputs(norm)]
+
+        def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            for (x, held_out), h in zip(inputs, norm_inputs, strict=True):
+                target = self.teacher.get_submodule(norm)(h).double() @ decode
+                yield x, torch.zeros_like(target, dtype=torch.float), target, held_out
+
+        fit_output_projection(layer, self.student.get_submodule(norm), tokens, ROUNDS)
+        # No choice of units fits a table in another basis, so the layer starts linear: far above zero GELU is the
+        # identity, and the LayerNorm removes the constant.
+        lowest = min(layer(x).min() for x, _ in inputs)
+        layer.bias.add_(4.0 - lowest)
+
+    def _decode_map(self) -> Tensor:
+        """The map t → t' (E, E') for which the logits Wt' over the student's table are nearest to the teacher's."""
+        old, new = self.teacher.get_output_embeddings(), self.student.get_output_embeddings()
+        if new.weight is not self.student.get_input_embeddings().weight:
+            new.weight.copy_(old.weight.float() @ self.table_map.weight.T)
+        gram = (new.weight.T @ new.weight).double()
+        gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+        return torch.linalg.solve(gram, (new.weight.T @ old.weight.float()).double()).T
+
+    def _fit_layer(self, name: str, prior: Tensor, outputs: Tensor | slice) -> None:
+        """Ridge regression from the student's inputs of a layer to some outputs of the teacher's layer."""
+        layer = self.teacher.get_submodule(name)
+        fit, held_out = linear_moments((x, layer(h)[:, outputs], held) for x, h, held in self._layer_inputs(name))
+        set_linear(self.student.get_submodule(name), validated_ridge(fit, held_out, prior))
+
+    def _layer_inputs(self, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The inputs of a layer in student and teacher and the held-out mask, by tokens or by rows."""
+        for batch in self.batches:
+            x = _head_input(self.student, self.student.get_submodule(name), batch)
+            h = _head_input(self.teacher, self.teacher.get_submodule(name), batch)
+            if x.dim() == 3:
+                yield x[batch.mask], h[batch.mask], batch.held_out_tokens
+            else:
+                yield x, h, batch.held_out_rows
+
+    def _important_units(self, hidden_layer: nn.Linear, output_layers: list[nn.Linear], count: int) -> Tensor:
+        """The units with the largest variance times the squared weights of the layers that receive them."""
+        importance = 0.0
+        for layer in output_layers or [hidden_layer]:
+            inputs = [(_head_input(self.teacher, layer, batch), batch.mask) for batch in self.batches]
+            x = torch.cat([x[mask] if x.dim() == 3 else x for x, mask in inputs])
+            units = x if output_layers else hidden_layer(x)
+            weight = layer.weight.square().sum(0) if output_layers else 1.0
+            importance = importance + units.double().var(0, correction=0) * weight
+        return importance.topk(count).indices.sort().values
+
+
+def fit_heads(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    basis: Tensor,
+    table_map: nn.Linear | None,
+    batches: list[CalibrationBatch],
+) -> None:
+    """Fit the prediction heads: the linear layers outside embeddings and encoder, in their order.
+
+    A hidden layer D → D (the pooler, for example) receives hidden states and is reduced to its most important units.
+    An output layer receives those units, or hidden states if there is no hidden layer. Other parameters are copied if
+    their shape is the teacher's. The rest keep their random initialisation, which is logged as a warning.
+
+    Args:
+        student: The student, in eval mode, with fitted embeddings and encoder; it is changed.
+        teacher: The teacher, in eval mode.
+        basis: P, (D, D').
+        table_map: The linear map from the teacher's embedding tables to the student's; None if they are the same.
+        batches: The calibration data.
+    """
+    head_fit = HeadFit(student, teacher, basis, table_map, batches)
+    modules, width = _head_modules(teacher), len(basis)
+    linears = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and module.in_features == width and module.bias is not None
+    }
+    output_layers = [module for module in linears.values() if module.out_features != width]
+    fitted = {parameter for name in linears for parameter in student.get_submodule(name).parameters()}
+    units = None
+    for name, layer in linears.items():
+        if head_fit.is_language_model_layer(name):
+            norm = next(key for key, module in modules.items() if isinstance(module, nn.LayerNorm))
+            head_fit.fit_language_model_layer(name, norm)
+            fitted |= {*student.get_submodule(norm).parameters(), student.get_output_embeddings().weight}
+        elif layer.out_features == width:
+            units = head_fit.fit_hidden_layer(name, output_layers)
+        else:
+            head_fit.fit_output_layer(name, units)
+    _copy_other_parameters(student, teacher, fitted)
+
+
+def _body(model: PreTrainedModel) -> set[nn.Module]:
+    """The modules of embeddings and encoder."""
+    architecture = architecture_of(model.config)
+    parts = (architecture.embeddings(model), architecture.encoder(model), architecture.embedding_projection(model))
+    return {module for part in parts if part is not None for module in part.modules()}
+
+
+def _head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules outside embeddings, encoder and the projection onto the vocabulary, by their names."""
+    outside = _body(model) | {model.get_output_embeddings()}
+    return {name: module for name, module in model.named_modules() if module not in outside}
+
+
+def _copy_other_parameters(student: PreTrainedModel, teacher: PreTrainedModel, fitted: set[nn.Parameter]) -> None:
+    """Copy the parameters of the prediction heads that were not fitted, or log that they start at random."""
+    body = {parameter for module in _body(student) for parameter in module.parameters()}
+    for name, parameter in student.named_parameters():
+        if parameter in fitted or parameter in body:
+            continue
+        source = teacher.get_parameter(name)
+        if source.shape == parameter.shape:
+            parameter.copy_(source)
+        else:
+            logger.warning("%s of the student does not follow from the teacher: it starts at random.", name)
+
+
+def _head_input(model: PreTrainedModel, module: nn.Module, batch: CalibrationBatch) -> Tensor:
+    """The input of a module of a prediction head, (B, D) or (B, S, D). No logits over the vocabulary are computed."""
+    inputs = batch.inputs
+    if isinstance(prediction_head_of(model), Choices):  # every row is the only choice of an example
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
+    vocabulary = model.get_output_embeddings()
+    with nullcontext() if vocabulary is None else vocabulary.register_forward_pre_hook(_no_tokens):
+        return module_input(model, module, inputs)
+
+
+def _no_tokens(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0][..., :0, :], *args[1:])
