@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from ..activations import Activations, QueryKey
-from .architectures import architecture_of
+from .architectures import Architecture, architecture_of
 from .padding_free import RealTokens, check_padding_free, padding_free
 from .prediction_heads import prediction_head_of
 
@@ -66,11 +66,11 @@ class ActivationCapture:
         self.values = values
         self.depth = model.config.num_hidden_layers
         last = max([1, *self.attention_layers, *self.hidden_layers])
-        architecture = architecture_of(model.config)
-        self._layer_list = None
-        if truncate and last < self.depth and architecture.drops_layers:
-            self._layer_list = architecture.layer_list(model)
-        if self._layer_list:
+        architecture = self._architecture = architecture_of(model.config)
+        self._truncates = (
+            truncate and last < self.depth and architecture.drops_layers and architecture.layer_list(model) is not None
+        )
+        if self._truncates:
             self.depth = last
         self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
         if self.records_softmax:
@@ -91,8 +91,8 @@ class ActivationCapture:
     def enabled(self) -> Iterator[None]:
         """Return query, key and value in place of attention weights; at the end the model is as it was before."""
         with contextlib.ExitStack() as stack:
-            if self._layer_list:
-                stack.enter_context(_truncated(self.model.base_model, *self._layer_list, self.depth))
+            if self._truncates:
+                stack.enter_context(_truncated(self.model, self._architecture, self.depth))
             if self.padding_free:
                 stack.enter_context(padding_free(self.model))
             if self.padding_free or (self.attention_layers and not self.records_softmax):
@@ -126,6 +126,9 @@ class ActivationCapture:
             recorded_scores: What `recording` yielded.
             loss: The label loss.
             labels: (B, S) in masked language modelling: −100 where there is nothing to predict.
+
+        Returns:
+            What the losses read; the legend of the shapes is that of `Activations`.
 
         Raises:
             RuntimeError: If nothing, or not every layer, was captured.
@@ -171,31 +174,28 @@ class ActivationCapture:
 
 
 @contextlib.contextmanager
-def _truncated(base_model: PreTrainedModel, parent: nn.Module, name: str, depth: int) -> Iterator[None]:
-    """Only the first `depth` layers run; the last hidden state returned is the output of the last of them.
+def _truncated(model: PreTrainedModel, architecture: Architecture, depth: int) -> Iterator[None]:
+    """Only the first `depth` layers run, without the norm that follows all layers (MegatronBert, ModernBERT).
 
-    Without the hooks the output of a norm that follows all layers (ModernBERT, MegatronBert) would stand there.
+    With the norm, the last hidden state returned would be LN(h) of the last layer that runs, not its output h.
     """
-    layers, last_output = getattr(parent, name), []
-
-    def remember(layer: nn.Module, args: tuple, output: Any) -> None:
-        last_output[:] = [output[0] if isinstance(output, tuple) else output]
-
-    def replace(module: nn.Module, args: tuple, outputs: Any) -> None:
-        if outputs.get("hidden_states") and outputs.hidden_states[depth] is not None:
-            outputs.hidden_states = (*outputs.hidden_states[:depth], *last_output)
-        last_output.clear()
-
-    hooks = [layers[depth - 1].register_forward_hook(remember), base_model.register_forward_hook(replace)]
-    setattr(parent, name, layers[:depth])
-    parent.add_module("left_out", layers[depth:])  # so that they follow the others to another dtype or device
+    layer_list, final_norm = architecture.layer_list(model), architecture.final_norm(model)
+    layers = getattr(*layer_list)
+    replaced = [(*layer_list, layers)]
+    setattr(*layer_list, layers[:depth])
+    left_out = nn.ModuleList(layers[depth:])
+    if final_norm:
+        norm = getattr(*final_norm)
+        replaced.append((*final_norm, norm))
+        setattr(*final_norm, nn.Identity())
+        left_out.append(norm)
+    model.base_model.add_module("left_out", left_out)  # so that they follow the others to another dtype or device
     try:
         yield
     finally:
-        setattr(parent, name, layers)
-        del parent.left_out
-        for hook in hooks:
-            hook.remove()
+        del model.base_model.left_out
+        for parent, name, module in replaced:
+            setattr(parent, name, module)
 
 
 def _query_key_implementation(base: str) -> str:

@@ -3,6 +3,7 @@
 from .albert import Albert
 from .base import Architecture, Block, architecture_of, model_types
 from .bert import Bert, BertLike, Electra, Roberta
+from .deberta import DebertaV2
 from .distilbert import DistilBert
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Bert",
     "BertLike",
     "Block",
+    "DebertaV2",
     "DistilBert",
     "Electra",
     "Roberta",

@@ -108,7 +108,12 @@ class Architecture:
         return False
 
     def layer_list(self, model: PreTrainedModel) -> tuple[nn.Module, str] | None:
-        """The module and the name of its attribute that hold the list of layers; None if there is no such list."""
+        """Where the list of layers is.
+
+        Returns:
+            The module that holds the list and the name of its attribute. None if the model has no such list, or
+            spreads each layer over several lists (XLM).
+        """
         depth = model.config.num_hidden_layers
         lists = {
             (parent, name): sum(parameter.numel() for parameter in child.parameters())
@@ -116,7 +121,28 @@ class Architecture:
             for name, child in parent.named_children()
             if isinstance(child, nn.ModuleList) and len(child) == depth
         }
-        return max(lists, key=lists.get) if lists else None
+        if not lists:
+            return None
+        parent, name = max(lists, key=lists.get)
+        return (parent, name) if sum(holder is parent for holder, _ in lists) == 1 else None
+
+    def final_norm(self, model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+        """Where the norm after the last layer is, as in encoders that normalise the input of each sublayer.
+
+        By default it is the last norm that the base model, or else the module with the list of layers, defines after
+        the layers or names final.
+
+        Returns:
+            The module that holds the norm and the name of its attribute; None if there is no such norm.
+        """
+        layers = self.layer_list(model)
+        if layers is None:
+            return None
+        for parent in (model.base_model, layers[0]):
+            names = _norms_after(parent, getattr(*layers))
+            if names:
+                return parent, names[-1]
+        return None
 
     def embeddings(self, model: PreTrainedModel) -> nn.Module:
         """The module with the embedding tables and the `LayerNorm` of their sum.
@@ -141,6 +167,15 @@ class Architecture:
     def with_embedding_projection(self, model: PreTrainedModel) -> PreTrainedModel:
         """A model with the same outputs, of an architecture whose embeddings may be narrower than its layers."""
         return model
+
+
+def _norms_after(parent: nn.Module, layers: nn.ModuleList) -> list[str]:
+    names, seen_layers = [], False
+    for name, child in parent.named_children():
+        seen_layers |= layers in child.modules()
+        if type(child).__name__.endswith("Norm") and (seen_layers or "final" in name):
+            names.append(name)
+    return names
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
