@@ -3,7 +3,7 @@
 A new kind of head is a subclass of `PredictionHead`: `prediction_head_of` finds it without registration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -107,9 +108,13 @@ class PredictionHead:
         """Whether `model` has a head of this kind."""
         raise NotImplementedError
 
-    def collator(self, model: PreTrainedModel) -> type:
-        """The class of transformers' data collators that pads labelled rows for `model`, which has such a head."""
-        return DataCollatorForTokenClassification if TokenClasses.matches(model) else DataCollatorWithPadding
+    def collator(
+        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
+        """Transformers' function that pads labelled rows for `model`, to numpy arrays if it can make them."""
+        if TokenClasses.matches(model):
+            return DataCollatorForTokenClassification(processing_class, return_tensors="np")
+        return DataCollatorWithPadding(processing_class, return_tensors="np")
 
     def logits(self, outputs: Mapping[str, Any]) -> Tensor | None:
         """The logits of one forward pass, (B, C) or (B, S, C); None if the model has no head."""
@@ -301,8 +306,8 @@ class Choices(PredictionHead):
     def matches(cls, model: PreTrainedModel) -> bool:
         return type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
 
-    def collator(self, model):
-        return DataCollatorForMultipleChoice
+    def collator(self, model, processing_class):
+        return DataCollatorForMultipleChoice(processing_class)
 
     def mask(self, labels, attention_mask):
         return None
@@ -318,8 +323,8 @@ class MaskedTokens(PredictionHead):
     def matches(cls, model: PreTrainedModel) -> bool:
         return type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
 
-    def collator(self, model):
-        return DataCollatorForTokenClassification
+    def collator(self, model, processing_class):
+        return DataCollatorForTokenClassification(processing_class, return_tensors="np")
 
     def mask(self, labels, attention_mask):
         return attention_mask if labels is None else labels != -100
