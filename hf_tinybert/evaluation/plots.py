@@ -1,4 +1,4 @@
-"""Figures of a distilled student, 700 pixels wide at 100 dpi; each a matplotlib Figure of its own, never pyplot's."""
+"""Figures of a distilled student, 700 pixels wide at 100 dpi. Each is a new matplotlib Figure, without pyplot."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -13,24 +13,27 @@ from ..activations import QueryKey
 from ..layer_mapping import map_layers
 from ..models.capture import ActivationCapture
 from ..models.forward import evaluation_mode, forward_columns
+from .measurement import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-    from .report import StudentReport
-
 WIDTH = 7.0  # inches
-# Okabe and Ito's colours, which people with any colour vision tell apart
+# the palette of Okabe and Ito, which people with any colour vision can tell apart
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LABELS = {"loss": "total", "eval_loss": "evaluation"}
 MODEL_COLOURS = {"teacher": COLOURS[1], "student": COLOURS[2]}
 
 
-def plot_latency(report: "StudentReport", metric: str | None = None) -> "Figure":
-    """Score (the first metric unless named) with its 95 % interval against latency, a disc for each model and engine.
+def plot_latency(report: Measured, metric: str | None = None) -> "Figure":
+    """A metric with its 95 % interval against latency, a disc for each model and engine.
 
-    A disc's area is proportional to the megabytes.
+    The area of a disc is proportional to the size in megabytes.
+
+    Args:
+        report: A `StudentReport`.
+        metric: The name of the metric; default the first one.
     """
     figure = _figure(4.2)
     axes = figure.subplots()
@@ -54,9 +57,15 @@ def plot_latency(report: "StudentReport", metric: str | None = None) -> "Figure"
 
 
 def plot_losses(stages: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> "Figure":
-    """Every loss in the logs over the steps, log scale, one panel a stage: (name, `log_history` of its trainer state).
+    """Every loss over the steps on a logarithmic scale, one panel for each stage of training.
 
-    The total is left out where it has one component. Raises ValueError where a stage logged no loss.
+    The total is left out if it has one component only.
+
+    Args:
+        stages: (name, `log_history` of its trainer state) of each stage.
+
+    Raises:
+        ValueError: If a stage logged no loss.
     """
     figure = _figure(3.6)
     figure.suptitle("Losses")
@@ -92,28 +101,40 @@ def plot_attention(
     tokens: Sequence[str],
     layer_mapping: str | Sequence[Any] = "uniform",
 ) -> "Figure":
-    """Attention probabilities, mean over heads, of each pair of mapped layers side by side: teacher, student.
+    """Attention probabilities, mean over attention heads, of each pair of mapped layers: teacher left, student right.
 
-    `inputs` are one row, its `tokens` the labels; `layer_mapping` as in `map_layers`. A window of local attention is
-    not drawn: ModernBERT's probabilities are over all keys. Raises ValueError where rows and tokens do not fit.
+    The encoders run alone, so that models with any prediction head, or none, can be drawn. The probabilities are over
+    all keys also in models with windows of local attention (ModernBERT).
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        inputs: One sequence, (1, S), or (1, 1, S) as in multiple choice; what a model does not take is ignored.
+        tokens: The S tokens as text.
+        layer_mapping: As in `map_layers`.
+
+    Raises:
+        ValueError: If `inputs` is not one sequence of as many tokens.
     """
-    if inputs["input_ids"].shape != (1, len(tokens)):
+    shape = tuple(inputs["input_ids"].shape)
+    if inputs["input_ids"].numel() != len(tokens) or shape[-1] != len(tokens):
         raise ValueError(
             f"plot_attention draws one row with a token for each id; there are {len(tokens)} tokens, and input_ids is "
-            f"{tuple(inputs['input_ids'].shape)}."
+            f"{shape}."
         )
     pairs = map_layers(layer_mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     figure = _figure(0.8 + 2.9 * len(pairs))
     from matplotlib.colors import PowerNorm  # a square root: most probabilities are small beside the first token's
 
-    ours = attention_probabilities(student, inputs, [m for m, _ in pairs])
-    theirs = attention_probabilities(teacher, inputs, [n for _, n in pairs])
+    student_maps = attention_probabilities(student, inputs, [m for m, _ in pairs])
+    teacher_maps = attention_probabilities(teacher, inputs, [g for _, g in pairs])
     panels = figure.subplots(len(pairs), 2, sharex=True, sharey=True, squeeze=False)
-    for (left, right), (m, n) in zip(panels, pairs, strict=True):
-        top = max(ours[m].max(), theirs[n].max())
-        for axes, values, name in ((left, theirs[n], f"teacher layer {n}"), (right, ours[m], f"student layer {m}")):
-            image = axes.imshow(values, norm=PowerNorm(0.5, vmin=0, vmax=top), cmap="viridis")
-            axes.set_title(name, fontsize=10)
+    for (left, right), (m, g) in zip(panels, pairs, strict=True):
+        largest = max(student_maps[m].max(), teacher_maps[g].max())
+        titles = (left, teacher_maps[g], f"teacher layer {g}"), (right, student_maps[m], f"student layer {m}")
+        for axes, values, title in titles:
+            image = axes.imshow(values, norm=PowerNorm(0.5, vmin=0, vmax=largest), cmap="viridis")
+            axes.set_title(title, fontsize=10)
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=8)
         left.set_ylabel("query")
@@ -128,11 +149,21 @@ def plot_attention(
 def attention_probabilities(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], layers: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """{layer: (S, S)} of the first row: softmax over keys, queries first, mean over heads."""
-    capture = ActivationCapture(model, attention_layers=layers)
-    inputs = _inputs(model, inputs)
-    with evaluation_mode(model), capture.enabled(), capture.recording() as scores:
-        outputs = model(**inputs, **capture.forward_arguments)
+    """Attention probabilities of the first sequence, mean over attention heads.
+
+    Args:
+        model: A model with any prediction head, or none.
+        inputs: Sequences, (B, S) or (B, choices, S).
+        layers: Layers, counted from 1.
+
+    Returns:
+        {layer: (S, S)}, queries first; each row sums to 1.
+    """
+    encoder = model.base_model
+    capture = ActivationCapture(encoder, attention_layers=layers)
+    inputs = _encoder_inputs(encoder, inputs)
+    with evaluation_mode(encoder), capture.enabled(), capture.recording() as scores:
+        outputs = encoder(**inputs, **capture.forward_arguments)
         activations = capture.collect(outputs, inputs.get("attention_mask"), scores)
     return {layer: _probabilities(activations.attentions[layer - 1], activations.attention_mask) for layer in layers}
 
@@ -145,29 +176,42 @@ def _probabilities(attention: QueryKey | Tensor, mask: Tensor | None) -> np.ndar
 
 
 def plot_similarity(teacher: PreTrainedModel, student: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "Figure":
-    """Linear CKA of every student layer and every teacher layer, 0 being the embeddings, on a batch's real tokens.
+    """Linear CKA of every student layer and every teacher layer, 0 being the embedding output, on real tokens.
 
-    Pass some hundred rows; with fewer tokens than dimensions every pair looks alike.
+    The encoders run alone, so that models with any prediction head, or none, can be drawn.
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        inputs: Some hundred sequences, (B, S) or (B, choices, S), with `attention_mask`. With fewer tokens than
+            dimensions all layers look alike.
     """
-    theirs, ours = _hidden_states(teacher, inputs), _hidden_states(student, inputs)
-    values = np.array([[linear_cka(x, y) for y in theirs] for x in ours])
-    figure = _figure(1.5 + 0.55 * len(ours))
+    teacher_states, student_states = _hidden_states(teacher, inputs), _hidden_states(student, inputs)
+    values = np.array([[linear_cka(x, y) for y in teacher_states] for x in student_states])
+    figure = _figure(1.5 + 0.55 * len(student_states))
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "black" if value > 0.6 else "white"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(theirs)))
-    axes.set_yticks(range(len(ours)))
+    axes.set_xticks(range(len(teacher_states)))
+    axes.set_yticks(range(len(student_states)))
     axes.set(title="Similarity of layers", xlabel="teacher layer (0: embeddings)", ylabel="student layer")
     figure.colorbar(image, label="linear CKA")
     return figure
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """‖YᵀX‖² / (‖XᵀX‖·‖YᵀY‖) of centred columns: 1 where x (n, p) and y (n, q) differ by rotation and scale.
+    """‖YᵀX‖² / (‖XᵀX‖·‖YᵀY‖) of centred columns in float64, with Frobenius norms.
 
-    Frobenius norms, in float64. Kornblith et al. 2019, arXiv 1905.00414, equation 4 with linear kernels.
+    Kornblith et al. (2019), arXiv 1905.00414, equation 4 with linear kernels.
+
+    Args:
+        x: (n, p).
+        y: (n, q).
+
+    Returns:
+        0 to 1; 1 if x and y differ by a rotation and a scale.
     """
     x, y = (z.double() - z.double().mean(0) for z in (x, y))
     return ((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
@@ -175,20 +219,31 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def _hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Of real tokens: (tokens, D) of each layer, the embeddings first."""
-    inputs = _inputs(model, inputs)
-    with evaluation_mode(model):
-        states = model(**inputs, output_hidden_states=True).hidden_states
+    """The states of real tokens, (tokens, D), of each layer, the embedding output first."""
+    encoder = model.base_model
+    inputs = _encoder_inputs(encoder, inputs)
+    with evaluation_mode(encoder):
+        states = encoder(**inputs, output_hidden_states=True).hidden_states
     return [state[inputs["attention_mask"].bool()] for state in states]
 
 
-def _inputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    columns = forward_columns(model)
-    return {name: values.to(model.device) for name, values in inputs.items() if name in columns}
+def _encoder_inputs(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs that the encoder takes, all choices of all rows below one another."""
+    columns = forward_columns(encoder)
+    return {
+        name: values.reshape(-1, values.shape[-1]).to(encoder.device)
+        for name, values in inputs.items()
+        if name in columns
+    }
 
 
 def save_png(figure: "Figure", path: str | PathLike) -> None:
-    """Write a PNG at 100 dpi with 256 colours, a third of the bytes of all colours."""
+    """Write a figure as PNG, at 100 dpi and with 256 colours, which take a third of the bytes of all colours.
+
+    Args:
+        figure: The figure.
+        path: The file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -206,7 +261,7 @@ def _figure(height: float) -> "Figure":
 
 
 def _plain_numbers(axis: "Axis") -> None:
-    """0.3 instead of 3 × 10⁻¹ on a log axis."""
+    """Write 0.3 rather than 3 × 10⁻¹ at a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))

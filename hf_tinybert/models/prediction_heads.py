@@ -3,14 +3,20 @@
 A new kind of head is a subclass of `PredictionHead`: `prediction_head_of` finds it without registration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import (
+    DataCollatorForMultipleChoice,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
@@ -88,17 +94,27 @@ class PredictionHead:
         label_names: The columns of a data set that hold the labels.
         cacheable: Whether the teacher's logits may be computed once for all epochs.
         names_classes: Whether `config.id2label` names the options that the head decides between.
+        real_valued: Whether the logits are real-valued scores rather than options to decide between.
     """
 
     name: ClassVar[str]
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     cacheable: ClassVar[bool] = True
     names_classes: ClassVar[bool] = False
+    real_valued: ClassVar[bool] = False
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:
         """Whether `model` has a head of this kind."""
         raise NotImplementedError
+
+    def collator(
+        self, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
+        """Transformers' function that pads labelled rows for `model`, to numpy arrays if it can make them."""
+        if TokenClasses.matches(model):
+            return DataCollatorForTokenClassification(processing_class, return_tensors="np")
+        return DataCollatorWithPadding(processing_class, return_tensors="np")
 
     def logits(self, outputs: Mapping[str, Any]) -> Tensor | None:
         """The logits of one forward pass, (B, C) or (B, S, C); None if the model has no head."""
@@ -165,6 +181,19 @@ class PredictionHead:
         real = labels != -100
         return logits[real], labels[real]
 
+    def correct(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which decisions are correct, of a head that `names_classes`.
+
+        Args:
+            logits: (rows, C) or (rows, S, C), padded.
+            labels: (rows,) or (rows, S), −100 where there is no decision.
+
+        Returns:
+            Whether each of N decisions is correct, and its class, (N,) each.
+        """
+        logits, labels = self.decisions(logits, labels)
+        return logits.argmax(-1) == labels, labels
+
 
 class Classes(PredictionHead):
     """A softmax over C classes of a sequence, (B, C). Also the kind of heads that no other class knows."""
@@ -192,6 +221,7 @@ class Regression(PredictionHead):
     """One or several real-valued scores of a sequence or token; the soft loss is the mean squared difference."""
 
     name = "scores"
+    real_valued = True
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:
@@ -203,6 +233,12 @@ class Regression(PredictionHead):
 
     def entropy(self, logits, mask=None):
         raise ValueError("teacher_logits='confidence' needs heads of two outputs or more: set teacher_logits='mean'.")
+
+    def decisions(self, logits, labels):
+        """The scores of each row, (N, C); of several a row, `labels` are (rows, C)."""
+        real = labels != -100
+        real = real.all(-1) if labels.ndim == logits.ndim else real
+        return logits[real], labels[real]
 
 
 class Labels(PredictionHead):
@@ -226,6 +262,11 @@ class Labels(PredictionHead):
         """Each label of each row: a softmax over (no, yes) of the logits (0, z)."""
         yes = logits.reshape(-1)
         return np.stack([np.zeros_like(yes), yes], axis=-1), labels.reshape(-1).astype(int)
+
+    def correct(self, logits, labels):
+        """Of each label that a row has: whether it is predicted, and its number."""
+        rows, classes = labels.nonzero()
+        return logits[rows, classes] > 0, classes
 
 
 class Spans(PredictionHead):
@@ -265,6 +306,9 @@ class Choices(PredictionHead):
     def matches(cls, model: PreTrainedModel) -> bool:
         return type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
 
+    def collator(self, model, processing_class):
+        return DataCollatorForMultipleChoice(processing_class)
+
     def mask(self, labels, attention_mask):
         return None
 
@@ -278,6 +322,9 @@ class MaskedTokens(PredictionHead):
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:
         return type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+
+    def collator(self, model, processing_class):
+        return DataCollatorForTokenClassification(processing_class, return_tensors="np")
 
     def mask(self, labels, attention_mask):
         return attention_mask if labels is None else labels != -100

@@ -1,10 +1,12 @@
 """Tasks, one kind a file: columns, labels, head, tokenisation, collation, metrics."""
 
-from .base import Task
+from .augmentation import Augmentation
+from .base import ExampleScorer, Task
 from .multiple_choice import SWAG, MultipleChoice
 from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, read_squad, squad_scores
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
+from .word_vectors import WordVectors
 
 TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2, SWAG)}
 
@@ -14,11 +16,14 @@ __all__ = [
     "SQUAD_V2",
     "SWAG",
     "TASKS",
+    "Augmentation",
+    "ExampleScorer",
     "MultipleChoice",
     "QuestionAnswering",
     "Task",
     "TextClassification",
     "TokenClassification",
+    "WordVectors",
     "read_conll",
     "read_squad",
     "squad_scores",

@@ -1,4 +1,4 @@
-"""TinyBERT's data augmentation: words replaced by a masked language model or by word vectors (Algorithm 1)."""
+"""TinyBERT's data augmentation: words replaced by a masked language model or word vectors (paper, Algorithm 1)."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.weights import weights_digest
 from ..sharded_map import sharded_map
+from .word_vectors import WordVectors
 
 WORD = re.compile(r"[^\W\d_]+")
-# Function words and the pieces that apostrophes leave: replacing them changes grammar or meaning, seldom the topic.
+# Function words and the parts of words at apostrophes: replacing them changes grammar or meaning, seldom the topic.
 STOP_WORDS = """
 a about above after again against ain all also although always am among an and any are aren as at be because been
 before being below between both but by can cannot could couldn d did didn do does doesn doing don down during each
@@ -32,58 +32,28 @@ which while who whom whose why will with without won would wouldn yet you your y
 """
 
 
-@dataclass
-class WordVectors:
-    """Word vectors, (V, D), for the words that a tokenizer splits; `words` in the order of the rows."""
-
-    words: list[str]
-    vectors: np.ndarray
-
-    def __post_init__(self):
-        if len(self.words) != len(self.vectors):
-            raise ValueError(f"There are {len(self.words)} words and {len(self.vectors)} vectors: give one for each.")
-        vectors = torch.from_numpy(np.array(self.vectors, dtype=np.float32))
-        self._unit = torch.nn.functional.normalize(vectors, dim=-1)
-        self._index = {word: index for index, word in reversed(list(enumerate(self.words)))}
-
-    @classmethod
-    def load(cls, path: str | Path, words: str | Path | None = None, limit: int = 100_000) -> "WordVectors":
-        """The first `limit` of a GloVe text file, or of an .npy file with its words a line each, or in a parquet's
-        first column, in `words`. The original takes 100,000 of GloVe."""
-        if Path(path).suffix != ".npy":
-            with open(path, encoding="utf8") as lines:
-                rows = [line.rstrip("\n").split(" ") for _, line in zip(range(limit), lines, strict=False)]
-            return cls([row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float32))
-        if words is None:
-            raise ValueError(f"{path} holds vectors only: pass words, the file that has their words in order.")
-        if Path(words).suffix == ".parquet":
-            table = datasets.Dataset.from_parquet(str(words))
-            names = table[table.column_names[0]][:limit]
-        else:
-            names = Path(words).read_text(encoding="utf8").split("\n")[:limit]
-        return cls(list(names), np.load(path, mmap_mode="r")[:limit])
-
-    def nearest(self, words: Iterable[str], k: int) -> dict[str, list[str]]:
-        """The `k` words of largest cosine to each of `words`, itself left out; one matrix product for all of them."""
-        known = [word for word in words if word in self._index]
-        if not known:
-            return {}
-        rows = self._unit[[self._index[word] for word in known]]
-        found = [
-            part.topk(min(k + 1, len(self.words))).indices for part in (c @ self._unit.T for c in rows.split(512))
-        ]
-        names = [[self.words[i] for i in row] for row in torch.cat(found).tolist()]
-        return {word: [name for name in near if name != word][:k] for word, near in zip(known, names, strict=True)}
-
-
 class Augmentation:
-    """Algorithm 1 of the paper: up to `copies` (N_a) variants of a text, each word replaced with probability `p` by
-    one of its `k` candidates, labels inherited; called on a data set and its one or two columns of text.
+    """Algorithm 1 of the TinyBERT paper: variants of texts with some words replaced, with the labels of the original.
 
-    Candidates of a word that is one token: the masked language model's likeliest whole words at its place, it alone
-    masked. Of others: the nearest in `vectors`, if given. Stop words, numbers and punctuation stay. Of a pair, either
-    side is varied beside the clean other one. Every row depends on its text and `seed` only. Raises ValueError for a
-    tokenizer without offsets or a model without a masked-LM head.
+    A word that is one token is replaced by one of the masked language model's likeliest whole words at its place,
+    where it alone is masked; any other word by one of the nearest words in `vectors`. Stop words, numbers and
+    punctuation stay. In a variant of a pair of texts one of the two is changed. A variant depends on its text and on
+    `seed` only. Call the object with a data set and the names of its one or two columns of text.
+
+    Args:
+        model: The masked language model; it is put into eval mode.
+        tokenizer: Its tokenizer, a fast one.
+        vectors: Vectors for words of several tokens; default None, such words stay.
+        copies: N_a, the largest number of variants of a text (default 20).
+        p: The probability of replacing a word (default 0.4).
+        k: The number of candidates for a word (default 15).
+        seed: The seed of the random choices.
+        stop_words: Words that stay, in lower case; default English function words.
+        batch_tokens: Tokens, padding included, in one forward pass (default 4096).
+
+    Raises:
+        ValueError: For a tokenizer without offsets or mask token, a model without a masked-LM head, or `copies`, `p`
+            or `k` out of range.
     """
 
     def __init__(
@@ -108,13 +78,13 @@ class Augmentation:
         self.copies, self.p, self.k, self.seed = copies, p, k, seed
         self.stop_words, self.batch_tokens = frozenset(stop_words), batch_tokens
         self._whole_words = whole_words(tokenizer).to(model.device)
-        self._near: dict[str, list[str]] = {}
+        self._nearest: dict[str, list[str]] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on, beside the rows."""
+        """What the variants depend on, besides the rows. The weights and the words are named by digests."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
+        tokenizer |= {"truncation": None, "padding": None}  # they are those of the last call
         words = [tokenizer, sorted(self.stop_words), self.vectors.words if self.vectors else None]
         digest = hashlib.sha256(json.dumps(words).encode())
         if self.vectors:
@@ -124,7 +94,17 @@ class Augmentation:
         }
 
     def __call__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-        """Each row followed by its variants; progress is shown, and kept on disk where the data set is."""
+        """Each row, followed by its variants.
+
+        The result is cached on disk, shard by shard, if the data set is on disk.
+
+        Args:
+            dataset: The rows.
+            columns: The one or two columns of text.
+
+        Raises:
+            ValueError: If the data set has no such column.
+        """
         missing = [name for name in columns if name not in dataset.column_names]
         if missing:
             raise ValueError(f"The data set has no column {missing}, only {dataset.column_names}.")
@@ -139,7 +119,7 @@ class Augmentation:
             return {name: [row[name] for row in rows] for name in batch}
 
         key = f"augmentation {self.settings} {list(columns)}"
-        # copies make rows: batches stay small so that writing keeps up
+        # Each row becomes up to `copies` + 1 rows: small batches keep the memory low.
         return sharded_map(dataset, augment, key, batch_size=500, features=dataset.features, desc="Augmenting")
 
     def variants(self, texts: Sequence[str]) -> list[list[str]]:
@@ -150,10 +130,10 @@ class Augmentation:
         ]
 
     def candidates(self, texts: Sequence[str]) -> list[dict[tuple[int, int], list[str]]]:
-        """Of each text: {(start, end) of a word: what may replace it}."""
+        """For each text, {(start, end) of a word in characters: the words that may replace it}."""
         encoded = self.tokenizer(list(texts), return_offsets_mapping=True, truncation=True)
-        found: list[dict[tuple[int, int], list[str]]] = [{} for _ in texts]
-        masked, split = [], []
+        candidates: list[dict[tuple[int, int], list[str]]] = [{} for _ in texts]
+        masked, split = [], []  # words that are one token, and the others
         for row, text in enumerate(texts):
             tokens = {span: position for position, span in enumerate(encoded["offset_mapping"][row])}
             for word in WORD.finditer(text):
@@ -164,7 +144,7 @@ class Augmentation:
                     split.append((row, word.span(), word.group().lower()))
                 else:
                     masked.append((row, word.span(), position))
-        words = masked_candidates(
+        likeliest = masked_candidates(
             self.model,
             [encoded["input_ids"][row] for row, _, _ in masked],
             [position for _, _, position in masked],
@@ -174,14 +154,14 @@ class Augmentation:
             self.k,
             self.batch_tokens,
         )
-        for (row, span, _), ids in zip(masked, words, strict=True):
-            found[row][span] = [self.tokenizer.decode([token]).strip() for token in ids]
+        for (row, span, _), ids in zip(masked, likeliest, strict=True):
+            candidates[row][span] = [self.tokenizer.decode([token]).strip() for token in ids]
         if self.vectors is not None:
-            new = {word for _, _, word in split} - set(self._near)
-            self._near |= {word: [] for word in new} | self.vectors.nearest(sorted(new), self.k)
+            new = {word for _, _, word in split} - set(self._nearest)
+            self._nearest |= {word: [] for word in new} | self.vectors.nearest(sorted(new), self.k)
             for row, span, word in split:
-                found[row][span] = [near for near in self._near[word] if WORD.fullmatch(near)]
-        return found
+                candidates[row][span] = [name for name in self._nearest[word] if WORD.fullmatch(name)]
+        return candidates
 
 
 @torch.inference_mode()
@@ -195,55 +175,76 @@ def masked_candidates(
     k: int,
     batch_tokens: int = 4096,
 ) -> list[list[int]]:
-    """The `k` likeliest of the `allowed` token ids, other than the one there, at `positions[i]` of `input_ids[i]`, it
-    masked. Sequences of similar length share a forward pass of at most `batch_tokens`; the head runs at the masked
-    position and for the allowed tokens only.
+    """The likeliest tokens, other than the present one, at one masked position of each sequence.
+
+    Sequences of similar length share a forward pass. The head runs at the masked position and for the allowed tokens
+    only.
+
+    Args:
+        model: A masked language model.
+        input_ids: The sequences, unpadded.
+        positions: The position to mask in each sequence.
+        mask_token_id: The id of the mask token.
+        pad_token_id: The id of the padding token.
+        allowed: The ids of the tokens that may be candidates.
+        k: The number of candidates.
+        batch_tokens: Tokens, padding included, in one forward pass, at most.
+
+    Returns:
+        Up to `k` token ids for each sequence, likeliest first.
     """
-    found: list[list[int]] = [[] for _ in input_ids]
+    candidates: list[list[int]] = [[] for _ in input_ids]
     order = sorted(range(len(input_ids)), key=lambda index: -len(input_ids[index]))
-    with _head_for(model, allowed) as place:
+    with _head_at_masked_positions(model, allowed) as masked:
         while order:
             length = len(input_ids[order[0]])
             size = max(1, batch_tokens // length)
             chosen, order = order[:size], order[size:]
             ids = torch.tensor([[*input_ids[i], *[pad_token_id] * (length - len(input_ids[i]))] for i in chosen])
             lengths = torch.tensor([len(input_ids[i]) for i in chosen])
-            place["at"] = torch.arange(len(chosen)), torch.tensor([positions[i] for i in chosen])
-            ids[place["at"]] = mask_token_id
+            masked.positions = torch.arange(len(chosen)), torch.tensor([positions[i] for i in chosen])
+            ids[masked.positions] = mask_token_id
             attention_mask = (torch.arange(length) < lengths[:, None]).long()
             logits = model(ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits[:, 0]
             best = allowed[logits.topk(min(k + 1, len(allowed))).indices].tolist()
             for index, tokens in zip(chosen, best, strict=True):
-                own = input_ids[index][positions[index]]
-                found[index] = [token for token in tokens if token != own][:k]
-    return found
+                present = input_ids[index][positions[index]]
+                candidates[index] = [token for token in tokens if token != present][:k]
+    return candidates
+
+
+@dataclass
+class _MaskedPositions:
+    """The rows and columns of a batch at which the masked-LM head runs."""
+
+    positions: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def select(self, module, args, output):
+        """A forward hook of the encoder."""
+        output.last_hidden_state = output.last_hidden_state[self.positions][:, None]
+        return output
 
 
 @contextmanager
-def _head_for(model: PreTrainedModel, allowed: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """The masked-LM head runs at the positions that are put `at`, (rows, columns), and for the `allowed` tokens."""
-    place: dict[str, Any] = {}
-
-    def gather(module, args, output):
-        output.last_hidden_state = output.last_hidden_state[place["at"]][:, None]
-        return output
-
+def _head_at_masked_positions(model: PreTrainedModel, allowed: torch.Tensor) -> Iterator[_MaskedPositions]:
+    """Let the masked-LM head run at the masked positions and for the allowed tokens only."""
+    masked = _MaskedPositions()
     head = model.get_output_embeddings()
-    few = torch.nn.Linear(head.in_features, len(allowed), bias=head.bias is not None, device="meta")
-    few.weight = torch.nn.Parameter(head.weight[allowed])
+    smaller_head = torch.nn.Linear(head.in_features, len(allowed), bias=head.bias is not None, device="meta")
+    smaller_head.weight = torch.nn.Parameter(head.weight[allowed])
     if head.bias is not None:
-        few.bias = torch.nn.Parameter(head.bias[allowed])
-    handle = model.base_model.register_forward_hook(gather)
-    model.set_output_embeddings(few)
+        smaller_head.bias = torch.nn.Parameter(head.bias[allowed])
+    handle = model.base_model.register_forward_hook(masked.select)
+    model.set_output_embeddings(smaller_head)
     try:
-        yield place
+        yield masked
     finally:
         handle.remove()
         model.set_output_embeddings(head)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """The ids of tokens that are a word by themselves: letters only, not a continuation, not special."""
+    """The ids of the tokens that are whole words: letters only, neither a continuation nor special."""
     vocabulary = tokenizer.get_vocab()
     marked = any(token.startswith(("Ġ", "▁")) for token in vocabulary)  # byte-level BPE, SentencePiece: Ġword, ▁word
     return torch.tensor(
@@ -264,18 +265,26 @@ def replace_words(
     p: float,
     rng: random.Random,
 ) -> list[str]:
-    """Up to `copies` texts with each word of `candidates` replaced with probability `p`; no repeats, not `text`."""
+    """Different variants of a text, none of them the text itself.
+
+    Args:
+        text: The text.
+        candidates: {(start, end) of a word in characters: the words that may replace it}.
+        copies: The number of draws, hence the largest number of variants.
+        p: The probability of replacing a word.
+        rng: The source of the random choices.
+    """
     spans = sorted(span for span, names in candidates.items() if names)
     variants: dict[str, None] = {}
     for _ in range(copies):
-        pieces, end = [], 0
+        parts, end = [], 0
         for span in spans:
             if rng.random() >= p:
                 continue
             name = rng.choice(candidates[span])
             capital = text[span[0]].isupper()
-            pieces += [text[end : span[0]], name.capitalize() if capital else name]
+            parts += [text[end : span[0]], name.capitalize() if capital else name]
             end = span[1]
-        variants["".join([*pieces, text[end:]])] = None
+        variants["".join([*parts, text[end:]])] = None
     variants.pop(text, None)
     return list(variants)

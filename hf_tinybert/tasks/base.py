@@ -1,4 +1,4 @@
-"""What every task is: columns of text and labels, the head that it needs, how rows are tokenised, collated, scored."""
+"""What every task is: columns of text and labels, the prediction head, tokenisation, collation and metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,41 @@ from ..models.checks import check_label_names
 from ..models.loading import from_pretrained, load_config
 
 
+class ExampleScorer:
+    """A `compute_metrics` for Trainer whose metrics follow from numbers that each example has by itself.
+
+    A bootstrap interval then scores every example once, and resamples the numbers. A subclass gives `score_examples`
+    and `summarise`.
+    """
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of all examples."""
+        return self.summarise(self.score_examples(prediction))
+
+    def score_examples(self, prediction: EvalPrediction) -> np.ndarray:
+        """(examples, K): K numbers of each example. An example is what is resampled, for instance a question."""
+        raise NotImplementedError
+
+    def summarise(self, examples: np.ndarray) -> dict[str, float]:
+        """The metrics of examples, which are rows of what `score_examples` returned, repetitions included."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Task:
-    """What kinds of tasks share; each gives its `auto_class`, `columns`, `tokenize` and `compute_metrics`.
+    """What all kinds of tasks share. A kind is a subclass with its `auto_class`, `columns`, `tokenize` and
+    `compute_metrics`.
 
-    - `text`: columns of text. `labels`: class names in the order of their ids; () where the head has no classes.
-    - `selected_by`: the metrics whose mean, `score`, selects the model.
-    - `validation`: names of the validation splits, the one that selects first.
-    - `source`: the Hub id of its data, and `config` the configuration there.
+    Attributes:
+        name: The name in messages, folders and results.
+        text: The columns of text.
+        labels: The class names in the order of their ids; () if the head has no classes.
+        selected_by: The metrics whose mean, `score`, selects the model.
+        validation: The names of the validation splits; the first one selects the model.
+        source: The Hub id of the data; default None, no data of its own.
+        config: The configuration of the data on the Hub.
+        auto_class: The class that loads a model with a head for the task.
+        evaluation_arguments: Arguments of Trainer that `scorer` needs.
     """
 
     name: str
@@ -32,7 +59,7 @@ class Task:
     config: str | None = None
 
     auto_class: ClassVar[type]
-    evaluation_arguments: ClassVar[dict[str, Any]] = {}  # Trainer's, that `scorer` needs
+    evaluation_arguments: ClassVar[dict[str, Any]] = {}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -52,23 +79,44 @@ class Task:
         return {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
 
     def check_labels(self, name_or_path: str | Path) -> None:
-        """Raise ValueError where a model, by Hub id or folder, has a head with other labels than the task."""
+        """Check that the head of a model, if it has one for this kind of task, has the labels of the task.
+
+        Args:
+            name_or_path: A Hub id or folder.
+
+        Raises:
+            ValueError: If the labels differ.
+        """
         config = load_config(name_or_path)
         suffix = self.auto_class.__name__.removeprefix("AutoModel")
         if "id2label" in self.head and any(name.endswith(suffix) for name in config.architectures or ()):
             check_label_names(self.head["id2label"], config.id2label, "task")
 
     def load_model(self, name_or_path: str | Path) -> tuple[PreTrainedModel, bool]:
-        """The model of a Hub id or folder, and whether its head is new and untrained; `check_labels`."""
+        """Load a model with a head for the task.
+
+        Args:
+            name_or_path: A Hub id or folder.
+
+        Returns:
+            The model, and whether its head is new and untrained.
+
+        Raises:
+            ValueError: If the model has a head with other labels.
+        """
         self.check_labels(name_or_path)
         model, loading = from_pretrained(self.auto_class, name_or_path, **self.head, output_loading_info=True)
         return model, bool(loading["missing_keys"])
 
     def load(self, source: str | Path | None = None) -> datasets.DatasetDict:
-        """The splits with labels, from a Hub id (default `source`) or a folder that has one folder a task, in the
-        Hub's columns.
+        """Load the splits that have labels, in the columns of the Hub's data set.
 
-        Raises ValueError where a split, a column or a label is not as the task has it.
+        Args:
+            source: A Hub id, or a folder that holds one folder of parquet files for each task; default the Hub id of
+                the task.
+
+        Raises:
+            ValueError: If a split, a column or a label is missing or not the task's.
         """
         source = source or self.source
         if source is None:
@@ -89,7 +137,11 @@ class Task:
         return data
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """Raise ValueError where a split is empty or lacks a column; subclasses look at its labels too."""
+        """Check that no split is empty or lacks a column; subclasses check the labels too.
+
+        Raises:
+            ValueError: If one is or does.
+        """
         for split, rows in data.items():
             missing = set(self.columns) - set(rows.column_names)
             if missing or not len(rows):
@@ -97,28 +149,37 @@ class Task:
                 raise ValueError(f"{where} needs rows with {[*self.columns]}; it lacks {missing or 'rows'}.")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens and labels, unpadded; cached by `datasets`."""
+        """The tokens and labels of `rows`, unpadded. `datasets` caches them."""
         raise NotImplementedError
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
-        """Pads rows of `tokenize` to a batch."""
+        """The function that pads rows of `tokenize` to a batch."""
         return DataCollatorWithPadding(tokenizer)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """For `Trainer(compute_metrics=...)`: every metric, and `score`, by which the model is selected."""
+        """For `Trainer(compute_metrics=...)`: every metric, and `score`, which selects the model."""
         raise NotImplementedError
 
     def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
-        """`compute_metrics` on `tokens`, which are `rows` tokenised, for tasks that look at these."""
+        """The `compute_metrics` of one data set; it is an `ExampleScorer` in some kinds of tasks.
+
+        Args:
+            rows: Rows of the task.
+            tokens: `rows` after `tokenize`.
+        """
         return self.compute_metrics
 
     def scored(self, values: dict[str, float]) -> dict[str, float]:
-        """`values` and the mean of those that select as `score`."""
+        """`values` and, as `score`, the mean of the metrics that select the model."""
         return values | {"score": float(np.mean([values[name] for name in self.selected_by]))}
 
 
 def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: Sequence[str]) -> datasets.DatasetDict:
-    """These columns of these splits. Raises ValueError where one is missing."""
+    """These columns of these splits.
+
+    Raises:
+        ValueError: If a split or a column is missing.
+    """
     if missing := [split for split in splits if split not in data]:
         raise ValueError(f"The data has no split {missing}, only {list(data)}: name one with validation=.")
     present = data["train"].column_names
@@ -128,7 +189,17 @@ def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: S
 
 
 def check_label_ids(rows: datasets.Dataset, column: str, labels: tuple[str, ...], where: str) -> None:
-    """Raise ValueError where a column of label ids, or of lists of them, is not that of `labels`."""
+    """Check that a column of label ids, or of lists of them, has no other names and ids than `labels`.
+
+    Args:
+        rows: Rows of a split.
+        column: The name of the column.
+        labels: The class names in the order of their ids.
+        where: What messages call the split.
+
+    Raises:
+        ValueError: If the column has others.
+    """
     feature = rows.features[column]
     lists = isinstance(feature, datasets.List)
     names = getattr(feature.feature if lists else feature, "names", None)

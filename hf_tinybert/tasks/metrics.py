@@ -1,4 +1,4 @@
-"""Metrics that need no network: GLUE's as `evaluate.Metric` classes, and those of entities."""
+"""Metrics that need no network: GLUE's as `evaluate.Metric` classes, and the scores of entities."""
 
 from collections.abc import Sequence
 
@@ -18,27 +18,58 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-class _Metric(evaluate.Metric):
-    """`compute(predictions=..., references=...)` → {name: value}, of integers unless a subclass takes scores."""
+class ArrayMetric(evaluate.Metric):
+    """A metric that is a function of two arrays: `compute(predictions=..., references=...)` → {name: value}.
+
+    A subclass gives `name` and `value`. `metric_scores` calls `value` directly, which takes microseconds;
+    `evaluate.Metric.compute` takes milliseconds for the same value, since it writes a table of the rows first.
+
+    Attributes:
+        name: The name of the value.
+        dtype: What predictions and references are converted to: "int64" (default) or "float64".
+    """
 
     name: str
     dtype = "int64"
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value(self.dtype), "references": datasets.Value(self.dtype)}
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", features=datasets.Features(features), inputs_description=""
-        )
+        return self._described(datasets.Value(self.dtype))
+
+    def _described(self, feature: datasets.Value | datasets.List) -> evaluate.MetricInfo:
+        features = datasets.Features(predictions=feature, references=feature)
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features, inputs_description="")
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        return {self.name: float(self.value(np.asarray(predictions), np.asarray(references)))}
+        return self.scores(predictions, references)
+
+    @classmethod
+    def scores(cls, predictions: Sequence, references: Sequence) -> dict[str, float]:
+        """What `compute` returns, without an instance and without a table."""
+        return {cls.name: float(cls.value(np.asarray(predictions, cls.dtype), np.asarray(references, cls.dtype)))}
 
     @staticmethod
     def value(predictions: np.ndarray, references: np.ndarray) -> float:
+        """The metric of arrays of equal shape, one prediction and one reference a row."""
         raise NotImplementedError
 
 
-class Accuracy(_Metric):
+def metric_scores(metric: type[evaluate.Metric], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The values of a metric: from its `value` for an `ArrayMetric`, through `compute` for any other class.
+
+    Args:
+        metric: A subclass of `evaluate.Metric`.
+        predictions: One a row.
+        references: One a row.
+
+    Returns:
+        {name: value}.
+    """
+    if issubclass(metric, ArrayMetric):
+        return metric.scores(predictions, references)
+    return metric(keep_in_memory=True).compute(predictions=predictions, references=references)
+
+
+class Accuracy(ArrayMetric):
     """Share of predictions equal to their reference."""
 
     name = "accuracy"
@@ -48,8 +79,8 @@ class Accuracy(_Metric):
         return (predictions == references).mean()
 
 
-class F1(_Metric):
-    """2·TP / (2·TP + FP + FN) of class 1; 0 where that is 0/0."""
+class F1(ArrayMetric):
+    """2·TP / (2·TP + FP + FN) of class 1; 0 if that is 0/0."""
 
     name = "f1"
 
@@ -59,16 +90,13 @@ class F1(_Metric):
         return 2 * hits / max((predictions == 1).sum() + (references == 1).sum(), 1)
 
 
-class MicroF1(_Metric):
-    """2·TP / (2·TP + FP + FN) over all labels of all rows of 0 and 1, (N, C); 1 where none is to find or found."""
+class MicroF1(ArrayMetric):
+    """2·TP / (2·TP + FP + FN) over all labels of all rows, (N, C) of 0 and 1; 1 if that is 0/0."""
 
     name = "micro_f1"
 
     def _info(self) -> evaluate.MetricInfo:
-        features = dict.fromkeys(("predictions", "references"), datasets.List(datasets.Value("int64")))
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", features=datasets.Features(features), inputs_description=""
-        )
+        return self._described(datasets.List(datasets.Value(self.dtype)))
 
     @staticmethod
     def value(predictions, references):
@@ -76,16 +104,16 @@ class MicroF1(_Metric):
         return 2 * (predictions * references).sum() / sizes if sizes else 1.0
 
 
-class MatthewsCorrelation(_Metric):
-    """Matthews correlation: the Pearson correlation of two binary labelings; 0 where one of them is constant."""
+class MatthewsCorrelation(ArrayMetric):
+    """Matthews correlation: the Pearson correlation of two binary labelings; 0 if one of them is constant."""
 
     name = "matthews_correlation"
 
     value = staticmethod(_correlation)
 
 
-class Pearson(_Metric):
-    """Pearson correlation of scores; 0 where one side is constant."""
+class Pearson(ArrayMetric):
+    """Pearson correlation of scores; 0 if one side is constant."""
 
     name = "pearson"
     dtype = "float64"
@@ -93,8 +121,8 @@ class Pearson(_Metric):
     value = staticmethod(_correlation)
 
 
-class Spearman(_Metric):
-    """Spearman correlation of scores: Pearson's of their ranks, ties sharing the mean of theirs."""
+class Spearman(ArrayMetric):
+    """Spearman correlation of scores: the Pearson correlation of their ranks. Equal scores share their mean rank."""
 
     name = "spearman"
     dtype = "float64"
@@ -105,30 +133,52 @@ class Spearman(_Metric):
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(kind, first, last word) of the entities that IOB1, IOB2 or IOBES tags mark, as CoNLL's conlleval reads them.
+    """The entities that IOB1, IOB2 or IOBES tags mark, as CoNLL's script conlleval reads them.
 
-    Lenient: an entity may begin with I-. One ends where the kind changes, or at O, B- or S-.
+    An entity may begin with I-. It ends before another kind, O, B- or S-.
+
+    Args:
+        tags: One a word.
+
+    Returns:
+        (kind, first word, last word) of each entity.
     """
-    found, before = [], ("O", "")
+    spans, before = [], ("O", "")
     for index, tag in enumerate(tags):
         prefix, _, kind = tag.partition("-")
         if prefix in ("I", "E", "L") and before in (("B", kind), ("I", kind)):
-            found[-1][2] = index
+            spans[-1][2] = index
         elif prefix != "O":
-            found.append([kind, index, index])
+            spans.append([kind, index, index])
         before = prefix, kind
-    return {tuple(entity) for entity in found}
+    return {tuple(span) for span in spans}
+
+
+def entity_counts(predictions: Sequence[str], references: Sequence[str]) -> tuple[int, int, int]:
+    """The numbers of correct, predicted and reference entities in the tags of one sentence.
+
+    An entity is correct if its kind, first word and last word are.
+    """
+    predicted, wanted = entities(predictions), entities(references)
+    return len(predicted & wanted), len(predicted), len(wanted)
+
+
+def entity_rates(correct: int, predicted: int, wanted: int) -> dict[str, float]:
+    """`precision`, `recall` and `f1` of numbers of entities; 0/0 is 0."""
+    rates = {"precision": (correct, predicted), "recall": (correct, wanted), "f1": (2 * correct, predicted + wanted)}
+    return {name: float(part / whole) if whole else 0.0 for name, (part, whole) in rates.items()}
 
 
 def entity_scores(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], count: int | None = None
 ) -> dict[str, float]:
-    """`precision`, `recall` and `f1` (Tjong Kim Sang and De Meulder, 2003): an entity is found where kind, first and
-    last word are right. `count` is the number of entities there are, default those of `references`; 0/0 is 0.
+    """`precision`, `recall` and `f1` of entities (Tjong Kim Sang and De Meulder, 2003); 0/0 is 0.
+
+    Args:
+        predictions: The tags of each sentence.
+        references: The tags of each sentence.
+        count: The number of entities that there are; default those of `references`.
     """
-    found, wanted = (
-        {(row, *e) for row, tags in enumerate(of) for e in entities(tags)} for of in (predictions, references)
-    )
-    hits, count = len(found & wanted), len(wanted) if count is None else count
-    values = {"precision": (hits, len(found)), "recall": (hits, count), "f1": (2 * hits, len(found) + count)}
-    return {name: part / whole if whole else 0.0 for name, (part, whole) in values.items()}
+    counts = [entity_counts(*tags) for tags in zip(predictions, references, strict=True)]
+    correct, predicted, wanted = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+    return entity_rates(correct, predicted, wanted if count is None else count)

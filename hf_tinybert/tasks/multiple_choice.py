@@ -1,4 +1,4 @@
-"""Multiple choice as in SWAG: a context and several endings, of which the model scores each and one is right."""
+"""Multiple choice as in SWAG: a context and several endings. The model scores each ending; one is right."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,14 @@ from .metrics import Accuracy
 
 @dataclass(frozen=True)
 class MultipleChoice(Task):
-    """A context and endings; the model reads the context beside each ending.
+    """A context and several endings; the model reads the context once with each ending.
 
-    - `text`: the column of the context and, if any, that of what every ending goes on from (a question).
-    - `endings`: columns of one ending each, or one column of lists of them; `label`: that of the right one's index.
-    - `max_length` (128 tokens) is of a context with one ending; what is longer is cut.
+    Attributes:
+        text: The column of the context and, if there is one, the column of the text that every ending continues (in
+            SWAG the beginning of a sentence).
+        endings: Columns of one ending each, or one column of lists of endings.
+        label: The column of the index of the right ending.
+        max_length: Tokens of a context with one ending, at most (default 128); longer ones are truncated.
     """
 
     auto_class: ClassVar[type] = AutoModelForMultipleChoice
@@ -40,36 +43,55 @@ class MultipleChoice(Task):
         validation: str = "validation",
         max_length: int = 128,
     ) -> tuple["MultipleChoice", datasets.DatasetDict]:
-        """The task of any data set with a `train` and a `validation` split, and its rows in that task's columns.
+        """The task of any data set.
 
-        Raises ValueError for a split or a column it lacks, and for rows that `check` refuses.
+        Args:
+            data: Splits `train` and `validation`.
+            text: The column of the context and, if there is one, that of the text that every ending continues.
+            endings: Columns of one ending each, or one column of lists of endings.
+            label: The column of the index of the right ending.
+            validation: The name of the validation split.
+            max_length: Tokens of a context with one ending, at most.
+
+        Returns:
+            The task and its rows, in the columns of the task.
+
+        Raises:
+            ValueError: If a split or a column is missing, or for rows that `check` refuses.
         """
         data = select_columns(data, ("train", validation), (*text, *endings, label))
-        columns = {"endings": tuple(endings), "label": label}
-        task = cls("task", tuple(text), validation=(validation,), max_length=max_length, **columns)
+        task = cls(
+            "task",
+            tuple(text),
+            validation=(validation,),
+            endings=tuple(endings),
+            label=label,
+            max_length=max_length,
+        )
         task.check(data)
         return task, data
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What rows must have."""
+        """The columns that rows must have."""
         return (*self.text, *self.endings, self.label)
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """`Task.check`; also raises ValueError for other numbers of endings in some rows, or labels that are none."""
+        """`Task.check`, which here also raises ValueError if numbers of endings differ or a label is not an index."""
         super().check(data)
         for split, rows in data.items():
-            counts, where = set(map(len, self._endings(rows[:]))), f"{self.name}/{split}"
+            where = f"{self.name}/{split}"
+            counts = {len(endings) for endings in self._endings(rows[:])}
             if len(counts) > 1:
                 raise ValueError(f"{where} has rows of {sorted(counts)} endings: all need the same number.")
-            if unknown := set(rows.unique(self.label)) - set(range(*counts)):
-                count, unknown = max(counts), sorted(unknown, key=str)
+            count = max(counts)
+            if unknown := sorted(set(rows.unique(self.label)) - set(range(count)), key=str):
                 raise ValueError(
                     f"{where} has the labels {unknown}: give the number of the right ending, 0 to {count - 1}."
                 )
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens, a list of the choices' in each row, and `labels`; cut to `max_length`, unpadded."""
+        """Tokens, a list for each choice of a row, and `labels`; truncated to `max_length`, unpadded."""
 
         def encode(batch):
             endings = self._endings(batch)
@@ -79,19 +101,20 @@ class MultipleChoice(Task):
             second = [f"{text} {end}".strip() for text, ends in zip(starts, endings, strict=True) for end in ends]
             encoded = tokenizer(first, second, truncation=True, max_length=self.max_length)
             count = len(endings[0])
-            nested = {name: [of[i : i + count] for i in range(0, len(of), count)] for name, of in encoded.items()}
+            nested = {
+                name: [values[i : i + count] for i in range(0, len(values), count)] for name, values in encoded.items()
+            }
             return {**nested, "labels": batch[self.label]}
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
-        """Pads all choices of all rows alike: (B, choices, S)."""
+        """The function that pads all choices of all rows to the same length: (B, choices, S)."""
         return DataCollatorForMultipleChoice(tokenizer)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy, also as `score`."""
-        found = {"predictions": prediction.predictions.argmax(-1), "references": prediction.label_ids}
-        return self.scored(Accuracy(keep_in_memory=True).compute(**found))
+        return self.scored(Accuracy.scores(prediction.predictions.argmax(-1), prediction.label_ids))
 
     def _endings(self, batch: dict[str, list]) -> list[Sequence[str]]:
         if len(self.endings) == 1:

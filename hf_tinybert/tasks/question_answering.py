@@ -4,7 +4,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,9 @@ import datasets
 import numpy as np
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase
 
-from .base import Task
+from .base import ExampleScorer, Task
 
-OUTSIDE = (-1, -1)  # the offsets of a token that no answer may begin or end at
+OUTSIDE = (-1, -1)  # the offsets of a token at which no answer begins or ends
 ANSWERS = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
 
 
@@ -24,10 +24,17 @@ ANSWERS = {"text": datasets.List(datasets.Value("string")), "answer_start": data
 class QuestionAnswering(Task):
     """Questions whose answer is a span of a context, in SQuAD's columns: `id`, `question`, `context`, `answers`.
 
-    - `answerable`: whether every question has an answer (SQuAD 1.1); otherwise (2.0) the empty one is predicted where
-      its score is above the best span's.
-    - A context longer than `max_length` (384 tokens, question included) is read in windows that overlap by `stride`
-      (128). `max_answer_length` (30 tokens) and `n_best` (20 starts and ends looked at) are the original BERT's.
+    A question with a long context becomes several rows of tokens, windows that overlap. The defaults are those of the
+    original BERT.
+
+    Attributes:
+        text: The columns of the question and the context.
+        max_length: Tokens of a window, question included (default 384).
+        stride: Tokens that neighbouring windows share (default 128).
+        answerable: Whether every question has an answer (SQuAD 1.1, default). Otherwise (SQuAD 2.0) the empty answer
+            is predicted if its score is above that of the best span.
+        max_answer_length: Tokens of a predicted answer, at most (default 30).
+        n_best: The number of starts, ends and answers that are considered (default 20).
     """
 
     auto_class: ClassVar[type] = AutoModelForQuestionAnswering
@@ -42,60 +49,66 @@ class QuestionAnswering(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What rows must have."""
+        """The columns that rows must have."""
         return ("id", *self.text, "answers")
 
     @property
     def head(self) -> dict[str, Any]:
-        """Two logits a token: that of a start and that of an end."""
+        """Two logits for each token, of a start and of an end."""
         return {"num_labels": 2}
 
     @property
     def augmented(self) -> tuple[str, ...]:
-        """Contexts alone; answers that are still in them are found again by their text."""
+        """The context alone. `tokenize` finds an answer that is still in it by its text."""
         return self.text[1:]
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Windows: tokens, `start_positions` and `end_positions` (0, the first token, where the window has no answer),
-        `row`, the question that it belongs to, and `offsets`, characters of the context, (−1, −1) elsewhere.
+        """The windows of all questions, unpadded.
 
-        Raises ValueError for a tokenizer without offsets (a slow one).
+        Returns:
+            Tokens; `start_positions` and `end_positions`, 0 if the answer is not in the window; `row`, the index of
+            the question; `offsets`, the characters of the context that each token covers, (−1, −1) for other tokens.
+
+        Raises:
+            ValueError: For a slow tokenizer, which has no offsets.
         """
         if not tokenizer.is_fast:
             raise ValueError("Question answering needs a fast tokenizer, which knows the characters of its tokens.")
         size = min(self.max_length, tokenizer.model_max_length)
-        options = {"with_indices": True, "batched": True, "remove_columns": rows.column_names}
-        encode = partial(_windows, tokenizer=tokenizer, text=self.text, max_length=size, stride=self.stride)
-        return rows.map(encode, **options, desc=f"Tokenising {self.name}")
+        return rows.map(
+            partial(_windows, tokenizer=tokenizer, text=self.text, max_length=size, stride=self.stride),
+            with_indices=True,
+            batched=True,
+            remove_columns=rows.column_names,
+            desc=f"Tokenising {self.name}",
+        )
 
-    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
-        """EM and F1 in percent for `Trainer(compute_metrics=...)`, of `tokens`, the windows of `rows`.
+    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> "SpanScorer":
+        """Exact match and F1 in percent, for `Trainer(compute_metrics=...)` with `evaluation_arguments`.
 
-        Windows are found by their tokens, since Trainer may evaluate in another order: the prediction must hold its
-        inputs (`include_for_metrics=["inputs"]`), or ValueError is raised.
+        Args:
+            rows: Rows of the task.
+            tokens: `rows` after `tokenize`, the windows.
         """
-        windows = tokens["input_ids"]
-        separator = windows[0][-1]  # what every window ends with, before the padding
-
-        def score(prediction: EvalPrediction) -> dict[str, float]:
-            if prediction.inputs is None:
-                raise ValueError("Question answering is scored with include_for_metrics=['inputs'] in the arguments.")
-            found = {_key(ids, separator): index for index, ids in enumerate(prediction.inputs)}
-            order = [found[_key(ids, separator)] for ids in windows]
-            start, end = (np.asarray(logits)[order] for logits in prediction.predictions[:2])
-            answers = self.answers(rows, tokens, start, end)
-            best = [candidates[0]["text"] if candidates else "" for candidates in answers]
-            return self.scored(squad_scores(best, [answer["text"] for answer in rows["answers"]]))
-
-        return score
+        return SpanScorer(self, rows, tokens)
 
     def answers(
         self, rows: datasets.Dataset, tokens: datasets.Dataset, start_logits: np.ndarray, end_logits: np.ndarray
     ) -> list[list[dict[str, Any]]]:
-        """The `n_best` answers of each question, best first: `text`, `score` (sum of two logits), `start` (character).
+        """The best answers of each question, at most `n_best`, best first.
 
-        Logits are (number of windows, S). The empty answer, where questions may have none, is scored by the first
-        token, in the window where that is lowest, as in BERT's code for SQuAD 2.0.
+        Without `answerable` the empty answer is one of them. Its score is that of the first token, in the window with
+        the lowest one, as in BERT's code for SQuAD 2.0.
+
+        Args:
+            rows: Rows of the task.
+            tokens: `rows` after `tokenize`, the windows.
+            start_logits: (windows, S).
+            end_logits: (windows, S).
+
+        Returns:
+            For each question, dictionaries of `text`, `score` (sum of two logits) and `start` (character; −1 for the
+            empty answer).
         """
         answers: list[list[dict[str, Any]]] = [[] for _ in range(len(rows))]
         empty = [float("inf")] * len(rows)
@@ -111,11 +124,48 @@ class QuestionAnswering(Task):
         if not self.answerable:
             for candidates, score in zip(answers, empty, strict=True):
                 candidates.append({"text": "", "score": score, "start": -1})
-        return [sorted(found, key=lambda answer: -answer["score"])[: self.n_best] for found in answers]
+        return [sorted(candidates, key=lambda answer: -answer["score"])[: self.n_best] for candidates in answers]
+
+
+class SpanScorer(ExampleScorer):
+    """The metrics of a `QuestionAnswering`, from exact match and F1 of each question.
+
+    Trainer may evaluate windows in another order, so that they are recognised by their tokens: the prediction must
+    hold its inputs.
+
+    Args:
+        task: The task.
+        rows: Rows of the task.
+        tokens: `rows` after `tokenize`, the windows.
+    """
+
+    def __init__(self, task: QuestionAnswering, rows: datasets.Dataset, tokens: datasets.Dataset):
+        self.task, self.rows, self.tokens = task, rows, tokens
+
+    def score_examples(self, prediction: EvalPrediction) -> np.ndarray:
+        """(questions, 2): exact match and F1 of the best answer to each question, 0 to 1.
+
+        Raises:
+            ValueError: If the prediction does not hold its inputs.
+        """
+        if prediction.inputs is None:
+            raise ValueError("Question answering is scored with include_for_metrics=['inputs'] in the arguments.")
+        windows = self.tokens["input_ids"]
+        separator = windows[0][-1]  # the last token of every window, before the padding
+        places = {_key(ids, separator): index for index, ids in enumerate(prediction.inputs)}
+        order = [places[_key(ids, separator)] for ids in windows]
+        start, end = (np.asarray(logits)[order] for logits in prediction.predictions[:2])
+        candidates = self.task.answers(self.rows, self.tokens, start, end)
+        best = [answers[0]["text"] if answers else "" for answers in candidates]
+        return question_scores(best, [answer["text"] for answer in self.rows["answers"]])
+
+    def summarise(self, examples: np.ndarray) -> dict[str, float]:
+        """`exact_match`, `f1` and `score`, in percent."""
+        return self.task.scored(_percentages(examples))
 
 
 def _key(ids: Sequence[int], separator: int) -> bytes:
-    """The same for the same tokens, however padded."""
+    """Bytes that are equal for equal tokens, whatever the padding."""
     ids = np.asarray(ids, "i8")
     return ids[: 1 + np.flatnonzero(ids == separator)[-1]].tobytes()
 
@@ -144,7 +194,7 @@ def _windows(batch, indices, tokenizer, text, max_length: int, stride: int) -> d
 
 
 def _answer_tokens(answers: Mapping[str, Sequence], context: str, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first answer; (0, 0) where there is none, or not wholly in this window."""
+    """First and last token of the first answer; (0, 0) if there is none or it is not completely in this window."""
     if not answers["text"]:
         return 0, 0
     text, start = answers["text"][0], answers["answer_start"][0]
@@ -171,40 +221,64 @@ def _best_spans(start, end, offsets, n_best: int, max_length: int) -> list[tuple
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, English articles and superfluous spaces (official SQuAD evaluation)."""
+    """Lower case without punctuation, English articles and repeated spaces, as in SQuAD's official evaluation."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1 where both are the same after `normalize_answer`, else 0."""
+    """1 if both are the same after `normalize_answer`, else 0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """F1 of the bags of words after `normalize_answer`; where either is empty, 1 if both are, else 0."""
-    ours, theirs = (normalize_answer(text).split() for text in (prediction, answer))
-    if not ours or not theirs:
-        return float(ours == theirs)
-    same = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * same / (len(ours) + len(theirs))
+    """F1 of the bags of words after `normalize_answer`; 1 if both are empty, 0 if one is."""
+    predicted_words, answer_words = (normalize_answer(text).split() for text in (prediction, answer))
+    if not predicted_words or not answer_words:
+        return float(predicted_words == answer_words)
+    common = sum((Counter(predicted_words) & Counter(answer_words)).values())
+    return 2 * common / (len(predicted_words) + len(answer_words))
+
+
+def question_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """(questions, 2): `exact_match` and `token_f1`, the best over the reference answers of each question.
+
+    Args:
+        predictions: One answer a question.
+        answers: The reference answers of each question; none means the empty answer.
+    """
+    scores = np.empty((len(predictions), 2))
+    for index, (prediction, references) in enumerate(zip(predictions, answers, strict=True)):
+        references = [reference for reference in references if normalize_answer(reference)] or [""]
+        scores[index, 0] = max(exact_match(prediction, reference) for reference in references)
+        scores[index, 1] = max(token_f1(prediction, reference) for reference in references)
+    return scores
 
 
 def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`exact_match` and `f1` in percent, the best over the answers of each question; none means the empty answer.
+    """`exact_match` and `f1` in percent, the means of `question_scores`.
 
     Rajpurkar et al. (2016), section 6.1, and the official evaluation scripts of SQuAD 1.1 and 2.0.
+
+    Args:
+        predictions: One answer a question.
+        answers: The reference answers of each question; none means the empty answer.
     """
-    golds = [[gold for gold in golds if normalize_answer(gold)] or [""] for golds in answers]
-    return {
-        name: 100 * float(np.mean([max(map(partial(value, ours), theirs)) for ours, theirs in pairs]))
-        for name, value in (("exact_match", exact_match), ("f1", token_f1))
-        for pairs in [list(zip(predictions, golds, strict=True))]
-    }
+    return _percentages(question_scores(predictions, answers))
+
+
+def _percentages(scores: np.ndarray) -> dict[str, float]:
+    # contiguous: numpy sums the columns of a matrix in another order, which rounds differently
+    means = [float(np.ascontiguousarray(column).mean()) for column in scores.T]
+    return {"exact_match": 100 * means[0], "f1": 100 * means[1]}
 
 
 def read_squad(path: str | Path) -> datasets.Dataset:
-    """SQuAD's JSON file (1.1 or 2.0) as rows of `id`, `question`, `context`, `answers`."""
+    """Read SQuAD's JSON file (1.1 or 2.0).
+
+    Returns:
+        Rows of `id`, `question`, `context` and `answers`.
+    """
     rows = [
         {
             "id": question["id"],

@@ -1,29 +1,32 @@
-"""Sentences and pairs of them, classified, scored or given several labels; among them the nine tasks of GLUE."""
+"""Classification, regression and multi-label classification of sentences and pairs; the nine tasks of GLUE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import datasets
+import evaluate
 import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from .base import Task, check_label_ids, select_columns
-from .metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman
+from .metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
 
 
 @dataclass(frozen=True)
 class TextClassification(Task):
     """A sentence or sentence-pair task.
 
-    - `text`: the one or two columns of text. `labels`: class names in the order of the label ids; () for regression.
-    - `multi_label`: whether a row may have any number of the labels; its `label` is then a list of ids.
-    - `metrics`: `evaluate.Metric` classes; the model is selected by the mean of those named in `selected_by`.
-    - `max_length`: tokens; default the paper's 64 for sentences and 128 for pairs.
+    Attributes:
+        text: The one or two columns of text.
+        labels: The class names in the order of the label ids; () for regression.
+        metrics: `evaluate.Metric` classes. The model is selected by the mean of those named in `selected_by`.
+        max_length: Tokens of a row, at most; default the paper's: 64 for a sentence, 128 for a pair.
+        multi_label: Whether a row may have any number of the labels; its `label` is then a list of ids.
     """
 
     auto_class: ClassVar[type] = AutoModelForSequenceClassification
-    metrics: tuple[type, ...] = (Accuracy,)
+    metrics: tuple[type[evaluate.Metric], ...] = (Accuracy,)
     max_length: int | None = None
     multi_label: bool = False
 
@@ -40,55 +43,69 @@ class TextClassification(Task):
         validation: str = "validation",
         max_length: int | None = None,
     ) -> tuple["TextClassification", datasets.DatasetDict]:
-        """The task of any data set with a `train` and a `validation` split, and its rows in that task's columns.
+        """The task of any data set.
 
-        Classes are those of a ClassLabel column, the sorted values of a column of strings, or numbers without names;
-        lists of ClassLabels make it a multi-label task, scored by micro-F1, floats a regression, scored by its
-        correlations. Raises ValueError for a split or a column it lacks.
+        A column of ClassLabels, of strings (classes: the sorted values of `train`) or of integers (classes without
+        names) makes a classification, one of lists of ClassLabels a multi-label task, which micro-F1 scores, and one
+        of floats a regression, which correlations score.
+
+        Args:
+            data: Splits `train` and `validation`.
+            text: The one or two columns of text.
+            label: The column of labels.
+            validation: The name of the validation split.
+            max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
+
+        Returns:
+            The task and its rows, in the columns of the task.
+
+        Raises:
+            ValueError: If a split or a column is missing, or a split has labels that `train` has not.
         """
         data = select_columns(data, ("train", validation), (*text, label))
         data = data if label == "label" else data.rename_column(label, "label")
+        task = cls("task", tuple(text), validation=(validation,), max_length=max_length)
         feature = data["train"].features["label"]
         if isinstance(feature, datasets.List):
-            metrics = {"metrics": (MicroF1,), "selected_by": (MicroF1.name,)}
-            kind = {"labels": tuple(feature.feature.names), "multi_label": True, **metrics}
+            names = tuple(feature.feature.names)
+            task = replace(task, labels=names, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
         elif not isinstance(feature, datasets.ClassLabel) and feature.dtype.startswith("float"):
-            kind = {"labels": (), "metrics": (Pearson, Spearman), "selected_by": (Pearson.name, Spearman.name)}
+            task = replace(task, metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
         else:
             if not isinstance(feature, datasets.ClassLabel):
                 values = sorted(data["train"].unique("label"))
                 names = values if feature.dtype == "string" else [f"LABEL_{index}" for index in range(1 + values[-1])]
                 data = data.cast_column("label", datasets.ClassLabel(names=names))
-            kind = {"labels": tuple(data["train"].features["label"].names)}
-        task = cls("task", tuple(text), **kind, validation=(validation,), max_length=max_length)
+            task = replace(task, labels=tuple(data["train"].features["label"].names))
         task.check(data)
         return task, data
 
     @property
     def regression(self) -> bool:
+        """Whether the labels are real numbers."""
         return not self.labels
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What rows must have."""
+        """The columns that rows must have."""
         return (*self.text, "label")
 
     @property
     def head(self) -> dict[str, Any]:
-        """What `AutoModelForSequenceClassification.from_pretrained` needs to make a head for the task."""
+        """What `auto_class.from_pretrained` needs to make a head for the task."""
         if self.regression:
             return {"num_labels": 1, "problem_type": "regression", "id2label": {0: "LABEL_0"}}
         return super().head | ({"problem_type": "multi_label_classification"} if self.multi_label else {})
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """`Task.check`; also raises ValueError for labels that are not the task's."""
+        """`Task.check`, which here also raises ValueError for labels that are not the task's."""
         super().check(data)
         if not self.regression:
             for split, rows in data.items():
                 check_label_ids(rows, "label", self.labels, f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens and `labels`, cut to `max_length`, unpadded; cached by `datasets`."""
+        """Tokens and `labels`, truncated to `max_length`, unpadded. `datasets` caches them."""
 
         def label(value):
             if self.multi_label:
@@ -102,7 +119,7 @@ class TextClassification(Task):
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Every metric, and the mean of those that select as `score`; several labels are taken above a logit of 0."""
+        """Every metric, and `score`, which selects the model. Several labels are predicted above a logit of 0."""
         logits = prediction.predictions
         if self.multi_label:
             predictions = (logits > 0).astype(int)
@@ -110,7 +127,7 @@ class TextClassification(Task):
             predictions = np.squeeze(logits, -1) if self.regression else logits.argmax(-1)
         values: dict[str, float] = {}
         for metric in self.metrics:
-            values |= metric(keep_in_memory=True).compute(predictions=predictions, references=prediction.label_ids)
+            values |= metric_scores(metric, predictions, prediction.label_ids)
         return self.scored(values)
 
 

@@ -1,4 +1,4 @@
-"""Token classification as in CoNLL-2003: words and their tags, a tag predicted at the first sub-word of each."""
+"""Token classification as in CoNLL-2003: words with tags; the tag of a word is predicted at its first token."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -15,19 +16,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .base import Task, check_label_ids, select_columns
-from .metrics import entities, entity_scores
+from .base import ExampleScorer, Task, check_label_ids, select_columns
+from .metrics import entities, entity_counts, entity_rates
 
 CHUNKS = ("B-", "I-", "E-", "L-", "S-", "U-")
 
 
 @dataclass(frozen=True)
 class TokenClassification(Task):
-    """Words with a tag each: entities (IOB1, IOB2, IOBES) or parts of speech.
+    """A tag for each word: entities (IOB1, IOB2, IOBES) or parts of speech.
 
-    - `text`: the column of words; `tags`: the column of their label ids; `labels`: the tags' names.
-    - The model is selected by the F1 of entities, or by accuracy where the tags are none (`selected_by`).
-    - `max_length` (512 tokens): what is longer is cut; the entities there count as missed.
+    Attributes:
+        text: The column of words, lists of strings.
+        labels: The names of the tags in the order of their ids.
+        selected_by: The metrics that select the model; default the F1 of entities, or accuracy if the tags mark none.
+        tags: The column of tags, lists of ids.
+        max_length: Tokens of a row, at most (default 512). Longer rows are truncated; `scorer` counts the entities
+            that this removes as missed.
     """
 
     auto_class: ClassVar[type] = AutoModelForTokenClassification
@@ -49,10 +54,22 @@ class TokenClassification(Task):
         validation: str | Sequence[str] = "validation",
         max_length: int = 512,
     ) -> tuple["TokenClassification", datasets.DatasetDict]:
-        """The task of any data set with a `train` and `validation` splits, and its rows in that task's columns.
+        """The task of any data set.
 
-        The tags' names are those of lists of ClassLabels, or the sorted values of lists of strings in `train`. Raises
-        ValueError for a split or a column it lacks, or tags without names.
+        The names of the tags are those of lists of ClassLabels, or the sorted values of lists of strings in `train`.
+
+        Args:
+            data: Splits `train` and `validation`.
+            tokens: The column of words.
+            tags: The column of tags.
+            validation: The name, or names, of the validation splits.
+            max_length: Tokens of a row, at most.
+
+        Returns:
+            The task and its rows, in the columns of the task.
+
+        Raises:
+            ValueError: If a split or a column is missing, or the tags have no names.
         """
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
@@ -64,8 +81,8 @@ class TokenClassification(Task):
             data = data.flatten_indices().cast_column(tags, datasets.List(feature))
         if not isinstance(feature, datasets.ClassLabel):
             raise ValueError(f"'{tags}' is {column}: tags have to be lists of strings or of ClassLabels.")
-        options = {"validation": validation, "tags": tags, "max_length": max_length}
-        task = cls("task", (tokens,), tuple(feature.names), **options)
+        labels = tuple(feature.names)
+        task = cls("task", (tokens,), labels, validation=validation, tags=tags, max_length=max_length)
         task.check(data)
         return task, data
 
@@ -76,16 +93,16 @@ class TokenClassification(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What rows must have."""
+        """The columns that rows must have."""
         return (*self.text, self.tags)
 
     @property
     def augmented(self) -> tuple[str, ...]:
-        """None: raises ValueError, as replaced words might be entities of another kind."""
+        """Raises ValueError: a replaced word might be an entity of another kind."""
         raise ValueError("Tagged words are not augmented: leave augmentation out.")
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """`Task.check`; also raises ValueError for tags that are not the task's, or not one a word."""
+        """`Task.check`, which here also raises ValueError for other tags, or not one tag for each word."""
         super().check(data)
         for split, rows in data.items():
             check_label_ids(rows, self.tags, self.labels, f"{self.name}/{split}")
@@ -96,50 +113,86 @@ class TokenClassification(Task):
                     )
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens of the words joined by spaces, and `labels`: −100 but at the first token of a word; unpadded.
+        """Tokens of the words joined by spaces, and `labels`, unpadded: a word's tag at its first token, else −100.
 
-        Raises ValueError for a tokenizer without offsets (a slow one).
+        Raises:
+            ValueError: For a slow tokenizer, which has no offsets.
         """
         if not tokenizer.is_fast:
             raise ValueError("Token classification needs a fast tokenizer, which knows the characters of its tokens.")
-        options = {"truncation": True, "max_length": min(self.max_length, tokenizer.model_max_length)}
+        max_length = min(self.max_length, tokenizer.model_max_length)
 
         def encode(batch):
             # not is_split_into_words, which makes tokens without a leading space of RoBERTa's words
             texts = [" ".join(words) for words in batch[self.text[0]]]
-            encoded = tokenizer(texts, return_offsets_mapping=True, **options)
-            columns = batch[self.text[0]], batch[self.tags], encoded.pop("offset_mapping")
-            return {**encoded, "labels": [list(_align(*row)) for row in zip(*columns, strict=True)]}
+            encoded = tokenizer(texts, return_offsets_mapping=True, truncation=True, max_length=max_length)
+            rows = zip(batch[self.text[0]], batch[self.tags], encoded.pop("offset_mapping"), strict=True)
+            return {**encoded, "labels": [list(_align(*row)) for row in rows]}
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
-        """Pads tokens, and labels with −100."""
+        """The function that pads tokens, and labels with −100."""
         return DataCollatorForTokenClassification(tokenizer)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy over words, precision, recall and F1 of entities where tags mark such, and `score`."""
-        return self._scores(prediction)
+        """Accuracy over words, then precision, recall and F1 of entities if the tags mark some, and `score`."""
+        return TagScorer(self)(prediction)
 
-    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
-        """`compute_metrics` with the entities that `max_length` has cut off counted as missed."""
-        count = sum(len(entities([self.labels[tag] for tag in tags])) for tags in rows[self.tags])
-        return lambda prediction: self._scores(prediction, count)
+    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> "TagScorer":
+        """`compute_metrics` that counts the entities which `max_length` has removed as missed.
 
-    def _scores(self, prediction: EvalPrediction, count: int | None = None) -> dict[str, float]:
+        Args:
+            rows: Rows of the task.
+            tokens: `rows` after `tokenize`.
+        """
+        there, left = (
+            sum(len(entities(self.tag_names(tags))) for tags in column)
+            for column in (rows[self.tags], tokens["labels"])
+        )
+        return TagScorer(self, there - left)
+
+    def tag_names(self, ids: Sequence[int]) -> list[str]:
+        """The names of a sequence of tags, without those that are −100."""
+        return [self.labels[index] for index in ids if index != -100]
+
+
+@dataclass(frozen=True)
+class TagScorer(ExampleScorer):
+    """The metrics of a `TokenClassification`, from counts of each sentence.
+
+    Attributes:
+        task: The task.
+        missed: The number of entities that are not in the rows since `max_length` has removed them.
+    """
+
+    task: TokenClassification
+    missed: int = 0
+
+    def score_examples(self, prediction: EvalPrediction) -> np.ndarray:
+        """(rows, 5): correct words, words, then correct, predicted and reference entities of each row."""
         predicted, wanted = prediction.predictions.argmax(-1), prediction.label_ids
-        values = {"accuracy": float((predicted == wanted)[wanted != -100].mean())}
-        if self.chunked:
-            tags = [
-                [[self.labels[tag] for tag in row[of != -100]] for row, of in zip(ids, wanted, strict=True)]
-                for ids in (predicted, wanted)
-            ]
-            values |= entity_scores(*tags, count)
-        return self.scored(values)
+        real = wanted != -100
+        counts = np.zeros((len(wanted), 5), dtype=int)
+        counts[:, 0], counts[:, 1] = ((predicted == wanted) & real).sum(-1), real.sum(-1)
+        if self.task.chunked:
+            for row, words in enumerate(real):
+                tags = (self.task.tag_names(ids[row, words]) for ids in (predicted, wanted))
+                counts[row, 2:] = entity_counts(*tags)
+        return counts
+
+    def summarise(self, examples: np.ndarray) -> dict[str, float]:
+        """Accuracy, and precision, recall and F1 of entities, of the sums of the counts."""
+        correct, words, *entity_sums = examples.sum(0)
+        values = {"accuracy": float(correct / words)}
+        if self.task.chunked:
+            right, predicted, wanted = entity_sums
+            values |= entity_rates(right, predicted, wanted + self.missed)
+        return self.task.scored(values)
 
 
 def _align(words: Sequence[str], tags: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """For each token of `words` joined by spaces: the tag of the word that begins there, else −100."""
+    """The labels of the tokens of `words` joined by spaces: the tag of the word that begins there, else −100."""
     starts = list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
     before = -1
     for start, end in offsets:
@@ -150,15 +203,19 @@ def _align(words: Sequence[str], tags: Sequence[int], offsets: Sequence[tuple[in
 
 
 def read_conll(path: str | Path) -> datasets.Dataset:
-    """A CoNLL file, "word ... tag" a line and blank lines between sentences, as rows of `tokens` and `ner_tags`."""
+    """Read a CoNLL file: a line for each word, which comes first, its tag last; blank lines between sentences.
+
+    Returns:
+        Rows of `tokens` and `ner_tags`, lists of strings.
+    """
     rows, words = [], []
     for line in [*Path(path).read_text(encoding="utf8").split("\n"), ""]:
         fields = line.split()
         if fields and fields[0] != "-DOCSTART-":
             words.append((fields[0], fields[-1]))
         elif words:
-            rows.append([list(column) for column in zip(*words, strict=True)])
+            tokens, tags = zip(*words, strict=True)
+            rows.append({"tokens": list(tokens), "ner_tags": list(tags)})
             words = []
     strings = datasets.List(datasets.Value("string"))
-    features = datasets.Features({"tokens": strings, "ner_tags": strings})
-    return datasets.Dataset.from_dict(dict(zip(features, zip(*rows, strict=True), strict=True)), features=features)
+    return datasets.Dataset.from_list(rows, features=datasets.Features(tokens=strings, ner_tags=strings))
