@@ -131,9 +131,11 @@ class DataRecord:
         """The record of a data set.
 
         Args:
-            rows: The data set.
+            rows: The data set; of several, as a dictionary, nothing but `name` is recorded.
             name: Its name; a `datasets.Dataset` from bare files has none of its own.
         """
+        if isinstance(rows, Mapping):
+            return cls(name)
         config = split = digest = None
         if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
             if name is None and rows.info.dataset_name != rows.info.builder_name:

@@ -34,7 +34,7 @@ def describe_stage(
     schedules = args.loss_schedules or ["constant"] * len(losses)
     return Stage(
         losses=[
-            LossRecord(loss.name, float(loss.weight), dict(loss.settings), loss.citation, schedule)
+            _loss_record(loss, schedule)
             for loss, schedule in zip(losses, schedules, strict=False)
         ],
         teachers=[
@@ -51,6 +51,11 @@ def describe_stage(
         seed=args.seed,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
+
+
+def _loss_record(loss: DistillationLoss, schedule: str) -> LossRecord:
+    citation = None if loss.citation is None else str(loss.citation)
+    return LossRecord(loss.name, float(loss.weight), dict(loss.settings), citation, schedule)
 
 
 def _layers_read(losses: Sequence[DistillationLoss], teacher: Teacher) -> list[list[int]]:
