@@ -1,15 +1,16 @@
 """Where a student comes from, as dataclasses that are stored in its configuration, `config.distillation`.
 
 The configuration holds plain dictionaries, which saving and loading keep. A model is named by its Hub id and commit,
-or by "./folder" without the path to it; its name is None if it was made in memory.
+or by "./folder" without the path to it; its name is None if it was made in memory. A record never stops a run: a
+lineage that cannot be read counts as none, and a value that JSON cannot hold is stored as text. So that older records
+stay readable, a field that is added to a dataclass needs a default.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,31 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from huggingface_hub import ResolvedRevision, constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PretrainedConfig
 from transformers.trainer_utils import has_length
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import resolve_revision
+
+from .json_records import from_json, to_json
+
+logger = logging.get_logger(__name__)
 
 ATTRIBUTE = "distillation"
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model: its Hub id or "./folder", its commit on the Hub, and the model that it was fine-tuned from."""
+    """A model.
+
+    Args:
+        name: Its Hub id, or "./folder"; None for a model that was made in memory.
+        revision: Its commit on the Hub; None if it is unknown.
+        finetuned_from: The model that it was fine-tuned from.
+    """
 
     name: str | None = None
     revision: str | None = None
@@ -52,11 +64,6 @@ class ModelRecord:
         lineage = Lineage.from_config(config)
         return cls(name, revision, lineage and lineage.finetuned_from)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> "ModelRecord | None":
-        """The record that `dataclasses.asdict` wrote."""
-        return values and cls(**{**values, "finetuned_from": cls.from_dict(values["finetuned_from"])})
-
     @property
     def hub_id(self) -> str | None:
         """The nearest model on the Hub: this one, or the one that it was fine-tuned from."""
@@ -67,7 +74,16 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class LossRecord:
-    """A loss of a stage: its weight λ, its settings and citation, the schedule of λ, and what balanced it."""
+    """A loss of a stage.
+
+    Args:
+        name: The name of the loss.
+        weight: λ.
+        settings: What its value depends on beside λ.
+        citation: Where the method comes from.
+        schedule: The schedule of λ over the steps.
+        factor: What λ was multiplied by to balance the losses; None if they were not balanced.
+    """
 
     name: str
     weight: float
@@ -79,7 +95,13 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """A teacher of a stage: its weight, and the pairs (student layer, teacher layer) that the losses read."""
+    """A teacher of a stage.
+
+    Args:
+        model: The teacher.
+        weight: Its share among the teachers.
+        layer_mapping: The pairs (student layer, teacher layer) that the losses read; 0 is the embedding output.
+    """
 
     model: ModelRecord
     weight: float
@@ -88,7 +110,15 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """A data set; a field that the data set does not tell is None."""
+    """A data set; a field that the data set does not tell is None.
+
+    Args:
+        name: Its name, for example "nyu-mll/glue".
+        config: The name of its configuration, for example "sst2".
+        split: Its split, for example "train".
+        rows: The number of rows.
+        fingerprint: What `fingerprint` returns.
+    """
 
     name: str | None = None
     config: str | None = None
@@ -98,7 +128,14 @@ class DataRecord:
 
     @classmethod
     def from_rows(cls, rows: Any, name: str | None = None) -> "DataRecord":
-        """The record of a data set; `name` is for a `datasets.Dataset` from bare files, which has none of its own."""
+        """The record of a data set.
+
+        Args:
+            rows: The data set; of several, as a dictionary, nothing but `name` is recorded.
+            name: Its name; a `datasets.Dataset` from bare files has none of its own.
+        """
+        if isinstance(rows, Mapping):
+            return cls(name)
         config = split = digest = None
         if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
             if name is None and rows.info.dataset_name != rows.info.builder_name:
@@ -111,7 +148,21 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a student. `max_steps` is None if `epochs` decides, and the other way round."""
+    """One training of a student.
+
+    Args:
+        losses: The losses.
+        teachers: The teachers; empty if there were none.
+        teacher_logits: How the logits of several teachers were combined.
+        data: The training data.
+        augmentation: The settings that the data was augmented with; None if it was not.
+        epochs: The number of epochs; None if `max_steps` decides.
+        max_steps: The number of optimizer steps; None if `epochs` decides.
+        learning_rate: The peak learning rate.
+        batch_size: Examples an optimizer step, over all processes.
+        seed: The seed.
+        precision: "fp32", "fp16" or "bf16".
+    """
 
     losses: list[LossRecord]
     teachers: list[TeacherRecord]
@@ -125,18 +176,8 @@ class Stage:
     seed: int
     precision: str
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
-        """The stage that `dataclasses.asdict` wrote."""
-        teachers = [
-            TeacherRecord(ModelRecord.from_dict(teacher["model"]), teacher["weight"], teacher["layer_mapping"])
-            for teacher in values["teachers"]
-        ]
-        losses = [LossRecord(**loss) for loss in values["losses"]]
-        return cls(**{**values, "losses": losses, "teachers": teachers, "data": DataRecord(**values["data"])})
-
     def balanced(self, factors: Mapping[str, float]) -> "Stage":
-        """The stage with the factors that balanced its losses; a loss without one keeps its own."""
+        """The stage with the factors that balanced its losses; a loss that is not among them keeps its factor."""
         losses = [replace(loss, factor=factors.get(loss.name, loss.factor)) for loss in self.losses]
         return replace(self, losses=losses)
 
@@ -156,7 +197,7 @@ class Lineage:
         finetuned_from: The model that a teacher was fine-tuned from.
         init: The `init` of `create_student`.
         layers: The teacher layer that each layer started from, counted from 1.
-        calibration_rows: The number of rows that it was fitted on.
+        calibration_rows: The number of calibration rows that it was fitted on.
         stages: What each training taught it.
     """
 
@@ -169,20 +210,31 @@ class Lineage:
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Lineage":
-        """The lineage that `dataclasses.asdict` wrote."""
-        models = {name: ModelRecord.from_dict(values[name]) for name in ("teacher", "start", "finetuned_from")}
-        return cls(**{**values, **models, "stages": [Stage.from_dict(stage) for stage in values["stages"]]})
+    def from_config(cls, config: PretrainedConfig) -> "Lineage | None":
+        """The lineage that a configuration holds.
+
+        Returns:
+            None if it holds none or, with a warning, one that this version of the package cannot read.
+        """
+        return cls.from_values(vars(config).get(ATTRIBUTE))
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig) -> "Lineage | None":
-        """The lineage that a configuration holds; None if it holds none."""
-        values = vars(config).get(ATTRIBUTE)
-        return values and cls.from_dict(values)
+    def from_values(cls, values: Any) -> "Lineage | None":
+        """The lineage that `config.distillation` holds, as `from_config` returns it."""
+        if not values:
+            return None
+        try:
+            return from_json(cls, values)
+        except TypeError as error:
+            logger.warning_once(
+                f"config.{ATTRIBUTE} is not a lineage that this version of hf_tinybert can read ({error}): it counts "
+                "as none, and training replaces it."
+            )
+            return None
 
     def write(self, config: PretrainedConfig) -> None:
         """Store the lineage in a configuration."""
-        setattr(config, ATTRIBUTE, asdict(self))
+        setattr(config, ATTRIBUTE, to_json(self))
 
     @property
     def hub_ids(self) -> list[str]:
@@ -223,18 +275,25 @@ def fingerprint(rows: datasets.Dataset) -> str | None:
     for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
         for column in batch.columns:
             values = column.combine_chunks()
-            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-                digest.update(np.asarray(values.value_lengths(), "f8"))
+            while _is_list(values.type):
+                digest.update(np.asarray(pc.list_value_length(values), "f8"))
                 values = values.flatten()
-            digest.update(np.asarray(values, "f8"))
+            if pa.types.is_primitive(values.type):
+                digest.update(np.asarray(values, "f8"))
+            else:  # labels may be text
+                digest.update(repr(values.to_pylist()).encode())
     return digest.hexdigest()[:16]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 @contextmanager
 def recorded(config: PretrainedConfig, stage: Stage) -> Iterator[None]:
     """Add `stage` to the lineage in `config`; an exception inside removes it again."""
-    before = Lineage.from_config(config)
-    lineage = before or Lineage(start=ModelRecord.from_config(config))
+    before = vars(config).get(ATTRIBUTE)
+    lineage = Lineage.from_config(config) or Lineage(start=ModelRecord.from_config(config))
     replace(lineage, stages=[*lineage.stages, stage]).write(config)
     try:
         yield
@@ -242,17 +301,17 @@ def recorded(config: PretrainedConfig, stage: Stage) -> Iterator[None]:
         if before is None:
             delattr(config, ATTRIBUTE)
         else:
-            before.write(config)
+            setattr(config, ATTRIBUTE, before)
         raise
 
 
 def last_stage(config: PretrainedConfig) -> Stage:
-    """The last stage in the lineage of `config`."""
+    """The last stage in the lineage of `config`, inside `recorded`."""
     return Lineage.from_config(config).stages[-1]
 
 
 def replace_last_stage(config: PretrainedConfig, stage: Stage) -> None:
-    """Put `stage` in the place of the last one in the lineage of `config`."""
+    """Put `stage` in the place of the last one in the lineage of `config`, inside `recorded`."""
     lineage = Lineage.from_config(config)
     replace(lineage, stages=[*lineage.stages[:-1], stage]).write(config)
 
@@ -261,10 +320,16 @@ def resume(config: PretrainedConfig, checkpoint: str | Path) -> None:
     """Take the lineage from the checkpoint that training goes on from; the present stage replaces its last one.
 
     The factors that balanced the losses of the checkpoint's last stage stay.
+
+    Args:
+        config: The configuration of the student, inside `recorded`.
+        checkpoint: The folder of the checkpoint.
     """
-    path, stage = Path(checkpoint, CONFIG_NAME), last_stage(config)
-    saved = json.loads(path.read_text(encoding="utf8")).get(ATTRIBUTE) if path.is_file() else None
-    if saved and saved["stages"]:
-        lineage = Lineage.from_dict(saved)
-        stage = stage.balanced(lineage.stages[-1].factors)
-        replace(lineage, stages=[*lineage.stages[:-1], stage]).write(config)
+    if not Path(checkpoint, CONFIG_NAME).is_file():
+        return
+    values, _ = PretrainedConfig.get_config_dict(checkpoint)
+    saved = Lineage.from_values(values.get(ATTRIBUTE))
+    if saved and saved.stages:
+        *before, interrupted = saved.stages
+        stage = last_stage(config).balanced(interrupted.factors)
+        replace(saved, stages=[*before, stage]).write(config)

@@ -1,4 +1,4 @@
-"""Pushing to the Hub: one-line errors, retries of what huggingface_hub tries once, no token in any file."""
+"""Pushing to the Hub: errors of one line, repeated requests that huggingface_hub sends once, no token in any file."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import CommitInfo, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -19,7 +19,6 @@ logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 WAITS = (1, 4, 16)  # seconds before the second, third and fourth attempt
-HTTPError = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, by huggingface_hub's version
 
 
 def push_folder(
@@ -33,7 +32,7 @@ def push_folder(
     """Push a saved student to the Hub as `DistillationTrainer.push_to_hub` does: without checkpoints, with retries.
 
     Args:
-        folder: What `save_model` wrote.
+        folder: The folder that `save_model` wrote.
         repo_id: `name` or `organisation/name`; created if it does not exist.
         commit_message: The first line of the commit's message.
         token: A write token; default the one of `hf auth login`.
@@ -57,7 +56,18 @@ def push_folder(
 
 
 def upload(folder: str | Path, repo_id: str, message: str, token: str | None, revision: str | None) -> CommitInfo:
-    """Upload a folder without its checkpoints: the commit that Trainer's own push makes."""
+    """Upload a folder without its checkpoints, as Trainer's own push does.
+
+    Args:
+        folder: The folder.
+        repo_id: `name` or `organisation/name` of a repository that exists.
+        message: The first line of the commit's message.
+        token: A write token; None takes the one of `hf auth login`.
+        revision: The branch; None takes main.
+
+    Returns:
+        The commit.
+    """
     return HfApi().upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -69,17 +79,21 @@ def upload(folder: str | Path, repo_id: str, message: str, token: str | None, re
 
 
 class PushWatcher:
-    """Looks at what became of the pushes that Trainer starts in the background and never looks at."""
+    """Reports the failures of pushes in the background, which Trainer starts and does not check."""
 
     def __init__(self):
         self._jobs: list[Future] = []
 
     def watch(self, jobs: Sequence[Future]) -> None:
-        """Watch jobs that were started."""
+        """Add jobs that were started."""
         self._jobs += jobs
 
     def warn_of_failures(self, repo_id: str) -> None:
-        """Log a warning for each watched push that has failed since the last call."""
+        """Log a warning for each job that has failed since the last call.
+
+        Args:
+            repo_id: The repository of the pushes, for the message.
+        """
         done = [job for job in self._jobs if job.done()]
         self._jobs = [job for job in self._jobs if job not in done]
         for error in filter(None, (job.exception() for job in done)):
@@ -87,7 +101,7 @@ class PushWatcher:
 
 
 class Token(str):
-    """A token that pickles to None: Trainer writes its arguments into `training_args.bin`, which it pushes."""
+    """A token that pickles to None, because Trainer pickles its arguments into `training_args.bin` and pushes it."""
 
     def __reduce_ex__(self, protocol):
         return type(None), ()
@@ -99,10 +113,20 @@ class Token(str):
         return self
 
 
-def retried(attempt: Callable[[], T]) -> T:
-    """`attempt()`, and again after each of `WAITS` if a request failed that huggingface_hub tries only once.
+def retried(attempt: Callable[[], T], again: Callable[[], T] | None = None) -> T:
+    """Call `attempt`, and again after each of `WAITS` if a request failed that huggingface_hub sends only once.
 
     A commit of which only the answer was lost is not made twice: uploading the same files again is no commit.
+
+    Args:
+        attempt: What sends the requests.
+        again: What is called after the first failure in its place; default `attempt`.
+
+    Returns:
+        What the call that succeeds returns.
+
+    Raises:
+        Exception: What the last call raised, or the first one if it is not worth a repetition.
     """
     for wait in WAITS:
         try:
@@ -112,10 +136,12 @@ def retried(attempt: Callable[[], T]) -> T:
                 raise
             logger.warning(f"{_reason(error)} Trying again in {wait} s.")
             time.sleep(wait)
+            attempt = again or attempt
     return attempt()
 
 
 def _worth_another(error: Exception) -> bool:
+    """Whether the request may succeed the next time, and huggingface_hub has not repeated it already."""
     if isinstance(error, json.JSONDecodeError):
         return True
     answer = error.response if isinstance(error, HfHubHTTPError) else None
@@ -129,7 +155,15 @@ def _worth_another(error: Exception) -> bool:
 
 @contextmanager
 def one_line(what: str, hint: str = "") -> Iterator[None]:
-    """Turn an exception raised inside into a RuntimeError of one line: `what`, the reason, `hint`."""
+    """Turn an exception raised inside into a RuntimeError of one line.
+
+    Args:
+        what: What failed; the message begins with it.
+        hint: What the message ends with.
+
+    Raises:
+        RuntimeError: With `what`, the reason and `hint`.
+    """
     try:
         yield
     except Exception as error:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -45,17 +46,18 @@ def extend_card(
     evaluated_on: DataRecord | None = None,
     repo_id: str | None = None,
 ) -> ModelCard:
-    """Extend Trainer's card of a student, or a card that was extended before, with the student's lineage.
+    """Extend the model card of a student with its lineage, and cite the losses that it was trained with.
 
-    A teacher on the Hub becomes `base_model`, with the relation "finetune": the Hub knows adapter, merge, quantized and
-    finetune only, and new weights of the same kind come from the teacher's. Trainer's hyper-parameters, results by
-    epoch and versions stay.
+    A teacher on the Hub becomes `base_model`, with the relation "finetune": the Hub knows adapter, merge, quantized
+    and finetune only, and new weights of the same kind come from the teacher's. Trainer's hyper-parameters, results
+    by epoch and versions stay.
 
     Args:
-        card: The card.
+        card: The card that Trainer wrote, or one that was extended before.
         model: The student.
         report: Teacher and student measured side by side.
-        metrics: Scores of the student on `evaluated_on`; those of `report` if there is one, else those in the card.
+        metrics: Scores of the student on `evaluated_on`. Those of `report` take their place if there is one; default
+            those in the card.
         evaluated_on: The evaluation data.
         repo_id: The name to load the student by; default the card's title.
 
@@ -92,9 +94,16 @@ def extend_card(
 
 
 def final_evaluation(state: TrainerState, best_step: int | None = None) -> dict[str, float]:
-    """The newest metrics of the weights that training left: of `best_step` if those were loaded, or measured since.
+    """The newest metrics of the student as training left it.
 
-    Trainer's own card has the last epoch's, also where it loaded the best one.
+    Trainer's own card has those of the last epoch, also if training ended with the weights of the best step.
+
+    Args:
+        state: The state of the trainer.
+        best_step: The step whose weights were loaded at the end of training; None for the last step.
+
+    Returns:
+        The metrics by name, without their prefix, and without times.
     """
     ended = max((i for i, log in enumerate(state.log_history) if "train_runtime" in log), default=-1)
     metrics: dict[str, float] = {}
@@ -149,13 +158,13 @@ def _task(model: PreTrainedModel) -> str:
 
 
 def _introduction(model: PreTrainedModel, lineage: Lineage) -> str:
-    taught = [[each.model for each in stage.teachers] for stage in lineage.stages]
-    models = next((found for found in reversed(taught) if any(model.name for model in found)), [lineage.teacher])
-    teachers = " and ".join(_model(each, "teacher") for each in models)
+    teachers = [[teacher.model for teacher in stage.teachers] for stage in reversed(lineage.stages)]
+    named = [models for models in teachers if any(model.name for model in models)]
+    newest = " and ".join(_model(model, "teacher") for model in (named[0] if named else [lineage.teacher]))
     return (
         f"A small `{type(model).__name__}` with {_parameters(model.num_parameters())} parameters "
-        f"({_size(model.config)}). It is the student of {teachers}; it was distilled with hf_tinybert "
-        f"{__version__} and runs with transformers alone."
+        f"({_size(model.config)}). It is the student of {newest}. It was distilled with hf_tinybert {__version__} and "
+        "runs with transformers alone."
     )
 
 
@@ -172,6 +181,7 @@ def _size(config: PretrainedConfig) -> str:
 
 
 def _model(model: ModelRecord | None, what: str) -> str:
+    """A model in words; `what` it is, if it has no name."""
     if model is None or not model.name:
         return f"a {what} without a name"
     where = "a local folder" if model.name.startswith("./") else model.revision and f"revision `{model.revision}`"
@@ -210,11 +220,12 @@ def _lineage(lineage: Lineage) -> str:
 
 def _start(lineage: Lineage) -> str:
     if lineage.init is None:
-        return f"It started from {_model(lineage.start, 'model')}."
+        named = lineage.start is not None and lineage.start.name
+        return f"It started from {_model(lineage.start, 'model')}." if named else "Its start is not recorded."
     teacher = _model(lineage.teacher, "teacher")
     if lineage.init == "random":
         return f"It started from random weights, in the architecture of {teacher}."
-    layers = ", ".join(map(str, lineage.layers))
+    layers = ", ".join(map(str, lineage.layers or ()))
     if lineage.init == "layers":
         return f"It started from layers {layers} of {teacher}, copied."
     rows = lineage.calibration_rows
@@ -223,16 +234,18 @@ def _start(lineage: Lineage) -> str:
 
 
 def _stage(stage: Stage) -> dict[str, str]:
-    pairs = [", ".join(f"{m} ← {g}" for m, g in each.layer_mapping) for each in stage.teachers]
-    models = [_model(each.model, "teacher") for each in stage.teachers]
+    """One column of the table: row → cell."""
+    pairs = [", ".join(" ← ".join(map(str, pair)) for pair in teacher.layer_mapping) for teacher in stage.teachers]
+    models = [_model(teacher.model, "teacher") for teacher in stage.teachers]
     if len(models) > 1:
-        models = [f"{model} (weight {each.weight:.3g})" for model, each in zip(models, stage.teachers, strict=True)]
+        weights = [teacher.weight for teacher in stage.teachers]
+        models = [f"{model} (weight {weight:.3g})" for model, weight in zip(models, weights, strict=True)]
     data, losses = stage.data, stage.losses
     facts = {
         "losses (weight)": ", ".join(f"{loss.name} ({loss.weight:g})" for loss in losses),
         "settings of losses": "; ".join(f"{loss.name}: {_listed(loss.settings)}" for loss in losses if loss.settings),
-        "weights balanced by": _listed(stage.factors),
-        "weight schedules": _listed({loss.name: loss.schedule for loss in losses if loss.schedule != "constant"}),
+        "balancing factors of weights": _listed(stage.factors),
+        "schedules of weights": _listed({loss.name: loss.schedule for loss in losses if loss.schedule != "constant"}),
         "layers, student ← teacher (0: embeddings)": "; ".join(filter(None, pairs)),
         "teacher": ", ".join(models),
         "teachers' logits": stage.teacher_logits if len(models) > 1 else None,
@@ -251,15 +264,14 @@ def _stage(stage: Stage) -> dict[str, str]:
 
 
 def _citation(lineage: Lineage) -> str:
-    """BibTeX of the package and its main paper, and the papers that the losses come from."""
-    losses = [loss for stage in lineage.stages for loss in stage.losses if loss.citation]
-    named: dict[str, list[str]] = {}
-    for loss in losses:
-        if loss.name not in named.setdefault(loss.citation, []):
-            named[loss.citation].append(loss.name)
-    sources = "\n".join(f"- {', '.join(names)}: {citation}" for citation, names in named.items())
+    """The papers that the losses come from, and BibTeX of the main paper and the package."""
+    names: dict[str, list[str]] = {}
+    for loss in chain.from_iterable(stage.losses for stage in lineage.stages):
+        if loss.citation and loss.name not in names.setdefault(loss.citation, []):
+            names[loss.citation].append(loss.name)
+    sources = "\n".join(f"- {', '.join(losses)}: {_on_one_line(citation)}" for citation, losses in names.items())
     bibtex = BIBTEX.replace("VERSION", __version__)
-    return f"{CITATION}\n\n" + (f"Losses:\n\n{sources}\n\n" if sources else "") + bibtex
+    return "\n\n".join(filter(None, (CITATION, sources and f"The losses come from:\n\n{sources}", bibtex)))
 
 
 def _listed(settings: Mapping[str, Any] | None) -> str:
@@ -268,4 +280,12 @@ def _listed(settings: Mapping[str, Any] | None) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return _on_one_line(text).replace("|", r"\|")
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,8 +1,8 @@
-"""How a trainer publishes its student: the parts of Trainer's Hub methods that fail early, try again, and lose nothing."""
+"""How a trainer publishes its student: Trainer's Hub methods, made to fail early, to try again and to lose nothing."""
 
 import shlex
 from collections.abc import Callable
-from itertools import chain, repeat
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
+from ..evaluation.report import StudentReport
 from ..lineage import DataRecord, Lineage
 from .hub import PushWatcher, one_line, retried, upload
 from .model_card import extend_card, final_evaluation
@@ -18,7 +19,11 @@ logger = logging.get_logger(__name__)
 
 
 class Threshold(Protocol):
-    """What decides whether a student may be pushed."""
+    """What decides whether a student may be pushed.
+
+    Attributes:
+        metric: The key of the deciding score in the log.
+    """
 
     metric: str
 
@@ -27,7 +32,9 @@ class Threshold(Protocol):
 
 
 class Publisher:
-    """Wraps Trainer's own Hub methods, which are passed in as callables.
+    """Pushes the student of a trainer and writes its model card, through Trainer's own methods.
+
+    Each method takes the method of Trainer that it extends as a callable without arguments.
 
     Args:
         trainer: The trainer of the student.
@@ -37,44 +44,47 @@ class Publisher:
         self.trainer = trainer
         self._watcher = PushWatcher()
 
-    def init_repo(self, init: Callable[[], Any], token: str | None) -> None:
+    def init_repo(self, init_hf_repo: Callable[[], Any], token: str | None) -> None:
         """Create the repository.
 
         Args:
-            init: Trainer's `init_hf_repo`.
-            token: The token passed to it.
+            init_hf_repo: Trainer's `init_hf_repo`.
+            token: The token that was passed to it.
 
         Raises:
-            RuntimeError: If the Hub cannot be reached or refuses, or if `hub_revision` does not exist; it says what to
-                do.
+            RuntimeError: If the Hub cannot be reached or refuses, or if `hub_revision` does not exist. The message
+                says what to do.
         """
         trainer = self.trainer
         with one_line("Cannot push to the Hub"):
-            retried(init)
+            retried(init_hf_repo)
             if trainer.args.hub_revision and trainer.is_world_process_zero():
                 token = token or trainer.args.hub_token
                 HfApi().model_info(trainer.hub_model_id, revision=trainer.args.hub_revision, token=token)
 
     def push(
         self,
-        push: Callable[[], Any],
-        commit_message: str,
+        push_to_hub: Callable[[], Any],
+        commit_message: str | None,
         token: str | None,
         revision: str | None,
         threshold: Threshold | None,
     ) -> Any:
-        """Push the student once it is saved.
+        """Save the student and push it.
 
         Args:
-            push: Trainer's `push_to_hub`.
-            commit_message: The first line of the commit's message.
-            token: The token passed to it.
-            revision: The branch passed to it.
-            threshold: What the student has to reach.
+            push_to_hub: Trainer's `push_to_hub`.
+            commit_message: The commit message that was passed to it.
+            token: The token that was passed to it.
+            revision: The branch that was passed to it.
+            threshold: What the student has to reach; None pushes any student.
+
+        Returns:
+            What `push_to_hub` returns, or the commit if it took more than one attempt.
 
         Raises:
             ValueError: If the student does not reach the threshold.
-            RuntimeError: If the push fails. Both say where the student is.
+            RuntimeError: If the push fails. The message of either says where the student is.
         """
         trainer = self.trainer
         trainer.save_model(_internal_call=True)
@@ -85,23 +95,27 @@ class Publisher:
         command = shlex.join(["hf-tinybert", "push", str(folder), "--to", repo])
         hint = f" The student is in {folder}; push it later with: {command}"
 
-        def again() -> Any:  # all is saved by now: only the upload is left
-            credentials = token or trainer.args.hub_token, revision or trainer.args.hub_revision
-            return upload(folder, trainer.hub_model_id, commit_message, *credentials)
+        def upload_again() -> Any:  # everything is saved by now, and only the upload is left
+            return upload(
+                folder,
+                trainer.hub_model_id,
+                commit_message,
+                token or trainer.args.hub_token,
+                revision or trainer.args.hub_revision,
+            )
 
-        attempts = chain([push], repeat(again))
         with one_line(f"Could not push to '{repo}'", hint):
-            return retried(lambda: next(attempts)())
+            return retried(push_to_hub, upload_again)
 
-    def push_checkpoint(self, push: Callable[[], None], threshold: Threshold | None) -> None:
-        """Push a checkpoint if the newest score reaches the threshold.
+    def push_checkpoint(self, push_from_checkpoint: Callable[[], None], threshold: Threshold | None) -> None:
+        """Push a checkpoint if the newest score reaches the threshold, and warn of earlier pushes that failed.
 
         Args:
-            push: Trainer's own push of a checkpoint.
-            threshold: What the student has to reach.
+            push_from_checkpoint: Trainer's push of a checkpoint.
+            threshold: What the student has to reach; None pushes any student.
         """
         trainer = self.trainer
-        self._warn_of_failures()
+        self._watcher.warn_of_failures(trainer.hub_model_id)
         if threshold is not None:
             history = reversed(trainer.state.log_history)
             score = next((log[threshold.metric] for log in history if threshold.metric in log), None)
@@ -110,35 +124,40 @@ class Publisher:
                 logger.info(f"{shortfall} This checkpoint is not pushed.")
                 return
         before = self._jobs
-        push()
+        push_from_checkpoint()
         self._watcher.watch([job for job in self._jobs if job not in before])
 
-    def finish_pushes(self, finish: Callable[[], None]) -> None:
+    def finish_pushes(self, finish_current_push: Callable[[], None]) -> None:
         """Wait for the pushes in the background and warn of those that failed.
 
         Args:
-            finish: Trainer's own wait.
+            finish_current_push: Trainer's wait.
         """
-        finish()
-        self._warn_of_failures()
+        finish_current_push()
+        self._watcher.warn_of_failures(self.trainer.hub_model_id)
 
     def write_card(
-        self, write: Callable[..., None], student: PreTrainedModel, report: Any, data_name: str | None, **facts: Any
+        self,
+        create_model_card: Callable[..., None],
+        student: PreTrainedModel,
+        report: StudentReport | None,
+        data_name: str | None,
+        **card_arguments: Any,
     ) -> None:
         """Write Trainer's model card and extend it with the student's lineage and report (`extend_card`).
 
         Args:
-            write: Trainer's `create_model_card`.
-            student: The plain student.
-            report: A `StudentReport`, or None.
+            create_model_card: Trainer's `create_model_card`.
+            student: The student as it is saved.
+            report: Teacher and student measured side by side.
             data_name: The name of the evaluation data, if it has none of its own.
-            facts: Keyword arguments of `write`.
+            card_arguments: Keyword arguments of `create_model_card`.
         """
         trainer, path = self.trainer, Path(self.trainer.args.output_dir, "README.md")
         lineage = Lineage.from_config(student.config)
-        if not student.config.name_or_path:  # the licence is then the teacher's
-            facts.setdefault("finetuned_from", next(iter(lineage.hub_ids), None) if lineage else None)
-        write(**facts)
+        if lineage is not None and not student.config.name_or_path:  # the licence is then the teacher's
+            card_arguments.setdefault("finetuned_from", next(iter(lineage.hub_ids), None))
+        create_model_card(**card_arguments)
         if lineage is None or not trainer.is_world_process_zero():
             return
         best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -148,9 +167,6 @@ class Publisher:
         card.save(path)
 
     @property
-    def _jobs(self) -> list:
+    def _jobs(self) -> list[Future]:
         in_progress = self.trainer.push_in_progress
         return list(in_progress.jobs) if in_progress is not None else []
-
-    def _warn_of_failures(self) -> None:
-        self._watcher.warn_of_failures(self.trainer.hub_model_id)

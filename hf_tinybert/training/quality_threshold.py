@@ -1,4 +1,4 @@
-"""The quality threshold of a push: the share of its teacher's score that a student must keep."""
+"""The quality threshold of a push: the share of its teacher's score that a student must retain."""
 
 import copy
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ class QualityThreshold:
     """A share of the best teacher's score, by `metric_for_best_model` on the evaluation data.
 
     Args:
-        share: The share that a student must keep; of a loss the share is teacher / student.
+        share: The share that a student must retain, above 0; of a loss the share is teacher / student.
         metric: The key of the score in the log, for example "eval_accuracy".
         greater_is_better: Whether a greater score is better.
-        teacher_score: The best teacher's score.
+        teacher_score: The score of the best teacher.
     """
 
     share: float
@@ -45,13 +45,18 @@ def threshold_metric(args: DistillationArguments) -> str:
 def check_threshold(trainer: Trainer, teachers: Sequence[PreTrainedModel]) -> None:
     """Check that a trainer has what the threshold is measured with.
 
+    Args:
+        trainer: The trainer of the student.
+        teachers: Its teachers.
+
     Raises:
-        ValueError: If an argument is missing, or with FSDP or DeepSpeed.
+        ValueError: If an argument of the trainer is missing, or with FSDP or DeepSpeed.
     """
-    needed = {"teacher_model": teachers or None, "eval_dataset": trainer.eval_dataset}
-    if threshold_metric(trainer.args) != "eval_loss":
-        needed["compute_metrics"] = trainer.compute_metrics
-    missing = [name for name, value in needed.items() if value is None]
+    missing = [] if teachers else ["teacher_model"]
+    if trainer.eval_dataset is None:
+        missing.append("eval_dataset")
+    if trainer.compute_metrics is None and threshold_metric(trainer.args) != "eval_loss":
+        missing.append("compute_metrics")
     if missing:
         raise ValueError(f"push_to_hub_min_retained compares student and teacher: pass {', '.join(missing)} too.")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -59,7 +64,14 @@ def check_threshold(trainer: Trainer, teachers: Sequence[PreTrainedModel]) -> No
 
 
 def measure_threshold(trainer: Trainer, teachers: Sequence[PreTrainedModel]) -> QualityThreshold:
-    """Evaluate the teachers as `trainer` evaluates its student.
+    """Evaluate the teachers as a trainer evaluates its student.
+
+    Args:
+        trainer: The trainer of the student.
+        teachers: Its teachers.
+
+    Returns:
+        The threshold, with the score of the best teacher.
 
     Raises:
         ValueError: If a teacher's score is missing or not positive.
@@ -71,6 +83,7 @@ def measure_threshold(trainer: Trainer, teachers: Sequence[PreTrainedModel]) -> 
 
 
 def _teacher_score(trainer: Trainer, teacher: PreTrainedModel) -> float:
+    """The teacher's score; random state and teacher stay as they were."""
     args = copy.copy(trainer.args)
     args.push_to_hub, args.report_to = False, []
     with torch.random.fork_rng():  # training goes as it would without the threshold

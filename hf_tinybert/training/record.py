@@ -1,4 +1,4 @@
-"""What a training writes into the student's lineage."""
+"""What a training adds to the lineage of its student."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,21 +21,24 @@ def describe_stage(
     """The record of one training.
 
     Args:
-        losses: Its losses.
-        teachers: Its teachers.
-        args: Its arguments.
-        data: Its training data.
-        augmentation: The settings that the data was augmented with.
+        losses: The losses.
+        teachers: The teachers; empty for losses that need none.
+        args: The arguments of the training.
+        data: The training data.
+        augmentation: The settings that the data was augmented with; None if it was not.
         batch_size: Examples an optimizer step, over all processes.
+
+    Returns:
+        The stage that `hf_tinybert.lineage.recorded` adds to the student's lineage.
     """
     schedules = args.loss_schedules or ["constant"] * len(losses)
     return Stage(
         losses=[
-            LossRecord(loss.name, loss.weight, loss.settings, loss.citation, schedule)
+            _loss_record(loss, schedule)
             for loss, schedule in zip(losses, schedules, strict=False)
         ],
         teachers=[
-            TeacherRecord(ModelRecord.from_config(teacher.model.config), teacher.weight, _layers(losses, teacher))
+            TeacherRecord(ModelRecord.from_config(teacher.model.config), teacher.weight, _layers_read(losses, teacher))
             for teacher in teachers
         ],
         teacher_logits=args.teacher_logits,
@@ -50,6 +53,11 @@ def describe_stage(
     )
 
 
-def _layers(losses: Sequence[DistillationLoss], teacher: Teacher) -> list[list[int]]:
+def _loss_record(loss: DistillationLoss, schedule: str) -> LossRecord:
+    citation = None if loss.citation is None else str(loss.citation)
+    return LossRecord(loss.name, float(loss.weight), dict(loss.settings), citation, schedule)
+
+
+def _layers_read(losses: Sequence[DistillationLoss], teacher: Teacher) -> list[list[int]]:
     read = LayersRead.by(losses, teacher.layer_mapping)
     return [list(pair) for pair in sorted({*read.attention, *read.hidden})]
