@@ -21,7 +21,8 @@ from .losses import (
 from .models.export import export_onnx, load_onnx, quantize_onnx, save_half
 from .models.vocabulary import transfer_vocabulary, trim_vocabulary
 from .pipelines.doctor import diagnose
-from .pipelines.task import general_distillation, task_distillation
+from .pipelines.general import general_distillation
+from .pipelines.task import task_distillation
 from .publishing.hub import push_folder
 from .publishing.model_card import extend_card
 from .students import TINYBERT4, TINYBERT6, create_student

@@ -1,7 +1,7 @@
 """The command line: hf-tinybert distill | augment | evaluate | report | export | push | doctor.
 
-`accelerate launch -m hf_tinybert.cli distill …` runs it in many processes. Exit codes: 0 done, 1 cannot work (one line
-says what to change), 2 flags not understood.
+Without a verb it prints this help. `accelerate launch -m hf_tinybert.cli distill …` runs in several processes. Exit
+codes: 0 done, or help or version printed; 1 failed, with one line that says what to change; 2 flags not understood.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import datasets
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoModelForMaskedLM, HfArgumentParser, TrainingArguments
+from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from .evaluation.plots import plot_attention, plot_similarity
@@ -25,16 +26,16 @@ from .evaluation.report import StudentReport
 from .models.export import export_onnx, quantize_onnx, save_half
 from .models.loading import from_pretrained, load_tokenizer
 from .pipelines.doctor import Check, diagnose, to_table
-from .pipelines.task import evaluate as evaluate_task
+from .pipelines.scoring import evaluate_task
 from .pipelines.task import task_distillation
 from .publishing.hub import push_folder
 from .students import INITS, TINYBERT4
 from .tasks import TASKS, Task, TextClassification
 from .tasks.augmentation import Augmentation, WordVectors
 from .teachers import load_teacher
-from .training.arguments import DistillationArguments
+from .training.arguments import DistillationArguments, flag_parser
+from .version import __version__
 
-STEPS = ("fine_tuning", "intermediate", "prediction")
 EXAMPLES = """examples:
   hf-tinybert doctor  --task sst2 --teacher bert-base-uncased
   hf-tinybert distill --task sst2 --teacher bert-base-uncased --output_dir runs/sst2 --bf16
@@ -44,12 +45,9 @@ EXAMPLES = """examples:
   hf-tinybert export  runs/sst2/student --output_dir runs/onnx
   hf-tinybert push    runs/sst2/student --to user/tinybert-sst2 --private
 
-Each verb takes --config FILE.yaml too: its keys are the flags, and flags given beside it win.
+Every verb also takes --config FILE.yaml, whose keys are the flags; flags on the command line win over the file.
 hf-tinybert VERB --help explains a verb."""
-SIZES = "layers, width, feed-forward width, heads (default: TinyBERT4's)"
-TRAINER = (
-    "Every other argument of TrainingArguments is a flag too: --num_train_epochs, --learning_rate, --push_to_hub…"
-)
+USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError, ImportError)
 Options = argparse.Namespace
 
 
@@ -57,22 +55,31 @@ Options = argparse.Namespace
 
 
 def distill(options: Options) -> None:
-    """Fine-tune the teacher if it has no head, cut the student out of it, distil layers, then predictions."""
+    """Distil a teacher into a student: fine-tune the teacher if it has no prediction head for the task, initialise the
+    student from it, then distil its layers and its predictions. Prints the scores as JSON."""
     task, data = _task(options)
-    steps = {step: _settings(getattr(options, step)) for step in STEPS}
-    augmentation = _augmentation(options) if options.copies else None
-    student = {"init": options.init, "calibration_rows": options.calibration_rows, "student": _student(options)}
     arguments = _trainer_arguments(options)
-    folder = arguments.pop("output_dir")
     results = task_distillation(
-        task, data, options.teacher, folder, **student, **steps, augmentation=augmentation, **arguments
+        task,
+        data,
+        options.teacher,
+        arguments.pop("output_dir"),
+        student=_student(options),
+        init=options.init,
+        calibration_rows=options.calibration_rows,
+        augmentation=_augmentation(options) if options.copies else None,
+        fine_tuning=_phase(options.fine_tuning),
+        intermediate=_phase(options.intermediate),
+        prediction=_phase(options.prediction),
+        **arguments,
     )
     if PartialState().is_main_process:
         print(json.dumps(results, indent=1))
 
 
 def doctor(options: Options) -> int:
-    """Say in a table what a distillation would meet, before any training; exit code 1 where something cannot work."""
+    """Check a distillation before any training and print a table of what works and what to change. The exit code is 1
+    if something cannot work."""
     try:
         task, data = _task(options)
     except (ValueError, OSError) as error:
@@ -89,7 +96,7 @@ def doctor(options: Options) -> int:
 
 
 def augment(options: Options) -> None:
-    """Write the training rows and variants of them (TinyBERT, Algorithm 1) to a parquet file."""
+    """Augment the training rows (TinyBERT, algorithm 1) and write them with their variants to a parquet file."""
     task, data = _task(options)
     augmented = _augmentation(options)(data["train"], task.augmented)
     augmented.to_parquet(options.output)
@@ -101,33 +108,33 @@ def evaluate(options: Options) -> None:
     task, data = _task(options)
     model, tokenizer = _model(task, options.model), load_tokenizer(options.model)
     with tempfile.TemporaryDirectory() as folder:
-        size = {"per_device_eval_batch_size": options.batch_size}
-        args = TrainingArguments(folder, report_to=[], **size, **task.evaluation_arguments)
-        scores = evaluate_task(task, data, tokenizer, args, model)
+        args = TrainingArguments(
+            folder, report_to=[], per_device_eval_batch_size=options.batch_size, **task.evaluation_arguments
+        )
+        scores = evaluate_task(model, task, data, tokenizer, args)
     print(json.dumps(scores, indent=1))
 
 
 def report(options: Options) -> None:
-    """Compare teacher and student on the same rows: scores, agreement, size, speed; a table, JSON and plots."""
+    """Compare teacher and student on the same rows by scores, agreement, size and speed. Writes a table, JSON and
+    plots, and prints the table."""
     task, data = _task(options)
     tokenizer = load_tokenizer(options.student)
     teacher, student = _model(task, options.teacher), _model(task, options.student)
     rows = task.tokenize(data[task.validation[0]], tokenizer)
-    several = tokenizer.pad(rows.remove_columns("labels")[:256], return_tensors="pt")
-    one = {name: values[:1, several["attention_mask"][0].bool()] for name, values in several.items()}
-    figures = {
-        "similarity": plot_similarity(teacher, student, several),
-        "attention": plot_attention(teacher, student, one, tokenizer.convert_ids_to_tokens(one["input_ids"][0])),
-    }
+    batch = tokenizer.pad(rows.remove_columns("labels")[:256], return_tensors="pt")
+    first = {name: values[:1, batch["attention_mask"][0].bool()] for name, values in batch.items()}
+    tokens = tokenizer.convert_ids_to_tokens(first["input_ids"][0])
+    similarity, attention = plot_similarity(teacher, student, batch), plot_attention(teacher, student, first, tokens)
     measured = StudentReport.measure(
         teacher, student, rows, tokenizer, task.compute_metrics, options.batch_size, options.engines
     )
-    measured.save(options.output_dir, **figures)
+    measured.save(options.output_dir, similarity=similarity, attention=attention)
     print(measured.to_markdown())
 
 
 def export(options: Options) -> None:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, each checked against it."""
+    """Write a model as ONNX, int8 ONNX and fp16 safetensors, and check each against the model."""
     model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
     written = []
     if {"onnx", "int8"} & set(options.formats):
@@ -140,7 +147,7 @@ def export(options: Options) -> None:
 
 
 def push(options: Options) -> None:
-    """Push a student's folder to the Hub, without its checkpoints."""
+    """Push the folder of a student to the Hub, without its checkpoints, and print the address."""
     print(push_folder(options.model, options.to, private=options.private, revision=options.revision))
 
 
@@ -153,26 +160,30 @@ def _task(options: Options) -> tuple[Task, datasets.DatasetDict]:
         data = task.load(options.data)
     elif options.data:
         loaded = datasets.load_dataset(options.data, options.subset)
-        settings = {"label": options.label, "validation": options.validation, "max_length": options.max_length}
-        task, data = TextClassification.from_dataset(loaded, options.text, **settings)
+        task, data = TextClassification.from_dataset(
+            loaded, options.text, label=options.label, validation=options.validation, max_length=options.max_length
+        )
     else:
-        raise ValueError("Say which data: --task, a known one, or --data, a Hub id or folder.")
+        raise ValueError("There is no data: pass --task, the name of a task, or --data, a Hub id or folder.")
     if options.rows:
         chosen = random.Random(0).sample(range(len(data["train"])), min(options.rows, len(data["train"])))
         data["train"] = data["train"].select(chosen)
     return task, data
 
 
-def _model(task: Task, name: str):
+def _model(task: Task, name: str) -> PreTrainedModel:
     model, untrained = task.load_model(name)
     if untrained:
-        raise ValueError(f"'{name}' has no trained head for {task.name}: fine-tune it first.")
+        raise ValueError(f"'{name}' has no trained prediction head for {task.name}: fine-tune it first.")
     return model
 
 
 def _student(options: Options) -> dict[str, float] | str:
-    more = {name: x for name in ("embedding_size", "dropout") if (x := getattr(options, name)) is not None}
-    return options.student or dict(zip(TINYBERT4, options.size, strict=True)) | more
+    if options.student:
+        return options.student
+    sizes = dict(zip(TINYBERT4, options.size, strict=True))
+    optional = {"embedding_size": options.embedding_size, "dropout": options.dropout}
+    return sizes | {name: value for name, value in optional.items() if value is not None}
 
 
 def _augmentation(options: Options) -> Augmentation:
@@ -180,143 +191,148 @@ def _augmentation(options: Options) -> Augmentation:
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
-    return Augmentation(model, tokenizer, vectors, copies=options.copies, seed=vars(options).get("seed", 0))
+    return Augmentation(model, tokenizer, vectors, copies=options.copies, seed=getattr(options, "seed", 0))
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """KEY=VALUE flags, lists as [a, b], read as the flags --KEY VALUE are."""
+def _phase(pairs: list[str]) -> dict[str, Any]:
+    """The arguments of a phase from KEY=VALUE flags, read as the flags --KEY VALUE are; a list is [a, b]."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise ValueError(f"{wrong[0]!r} is no KEY=VALUE, such as num_train_epochs=3.")
+        raise ValueError(f"{wrong[0]!r} is not of the form KEY=VALUE, such as num_train_epochs=3.")
     flags: list[str] = []
     for key, value in (pair.split("=", 1) for pair in pairs):
-        listed = yaml.safe_load(value)
-        flags += [f"--{key}", *(map(str, listed) if isinstance(listed, list) else [value])]
-    return vars(_trainer_flags().parse_args(flags))
+        parsed = yaml.safe_load(value)
+        flags += [f"--{key}", *(map(str, parsed) if isinstance(parsed, list) else [value])]
+    return vars(flag_parser().parse_args(flags))
 
 
 def _trainer_arguments(options: Options) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(DistillationArguments)}
-    given = {name: value for name, value in vars(options).items() if name in names}
-    return {"use_cpu": not torch.accelerator.is_available(), **given}
+    passed = {name: value for name, value in vars(options).items() if name in names}
+    return {"use_cpu": not torch.accelerator.is_available(), **passed}
 
 
 # ---- Flags ----
 
 
-def _trainer_flags() -> argparse.ArgumentParser:
-    """Every argument of DistillationArguments as a flag; only those that are given come out."""
-    parser = HfArgumentParser(DistillationArguments, add_help=False)
-    shown = {*DistillationArguments.__annotations__, "output_dir"}
-    for action in parser._actions:
-        action.default, action.required = argparse.SUPPRESS, False
-        action.help = action.help if action.dest in shown else argparse.SUPPRESS
-    return parser
-
-
 def _data_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("data")
-    group.add_argument("--task", choices=TASKS, help="a task whose columns, labels and metric are known")
-    group.add_argument("--data", help="Hub id or folder; with --task a folder of folders by task (default: the Hub's)")
-    group.add_argument("--subset", help="configuration of --data")
-    group.add_argument("--text", nargs="+", default=["text"], help="one or two columns of text, without --task")
-    group.add_argument("--label", default="label", help="column of the labels; floats make it a regression")
-    group.add_argument("--validation", default="validation", help="split that scores and selects")
-    group.add_argument("--max_length", type=int, help="tokens a row is cut to (default: 64 a text column)")
-    group.add_argument("--rows", type=int, help="this many training rows only, drawn with seed 0")
+    add = parser.add_argument_group("data").add_argument
+    add("--task", choices=TASKS, help="a task whose columns, labels and metrics are known")
+    add("--data", help="Hub id or folder; with --task, a folder with one folder for each task (default: the Hub's)")
+    add("--subset", help="configuration of --data")
+    add("--text", nargs="+", default=["text"], help="one or two columns of text, without --task (default: text)")
+    add("--label", default="label", help="column of the labels (default: label); floating-point labels are regression")
+    add("--validation", default="validation", help="split that scores and selects the model (default: validation)")
+    add("--max_length", type=int, help="tokens that a row is truncated to (default: 64 for each column of text)")
+    add("--rows", type=int, help="number of training rows, drawn with seed 0 (default: all)")
     return parser
 
 
 def _student_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("models")
-    group.add_argument(
-        "--teacher", nargs="+", required=True, help="Hub ids or folders; fine-tuned first if they have no head"
-    )
-    group.add_argument("--student", help="Hub id or folder, instead of making one of --size")
-    group.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=SIZES)
-    group.add_argument("--embedding_size", type=int, help="factorise the token embeddings, e.g. 128")
-    group.add_argument("--dropout", type=float, help="of the student, e.g. 0; default: the teacher's")
-    group.add_argument(
-        "--init", choices=INITS, default="teacher", help="teacher: cut out of it on --calibration_rows rows"
-    )
-    group.add_argument("--calibration_rows", type=int, default=2000)
-    steps = parser.add_argument_group("steps: DistillationArguments of one of them, as KEY=VALUE")
-    for step in STEPS:
-        steps.add_argument(f"--{step}", nargs="+", default=[], metavar="KEY=VALUE")
+    add = parser.add_argument_group("models").add_argument
+    add("--teacher", nargs="+", required=True, help="Hub ids or folders; fine-tuned first without a prediction head")
+    add("--student", help="Hub id or folder of a student, instead of a new one of --size")
+    sizes = "layers, hidden size, feed-forward size and attention heads of a new student (default: those of TinyBERT4)"
+    add("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=sizes)
+    add("--embedding_size", type=int, help="factorise the token embeddings of a new student at this size, e.g. 128")
+    add("--dropout", type=float, help="dropout of a new student, e.g. 0 (default: the teacher's)")
+    inits = "how a new student starts: initialised from the teacher (default), with copied layers, or at random"
+    add("--init", choices=INITS, default="teacher", help=inits)
+    rows = "training rows that --init teacher fits the student on (default: 2000)"
+    add("--calibration_rows", type=int, default=2000, metavar="N", help=rows)
+    phases = parser.add_argument_group("phases", "DistillationArguments of one phase, as KEY=VALUE").add_argument
+    phases("--fine_tuning", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning of the teacher")
+    phases("--intermediate", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the layers")
+    phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
     return parser
 
 
 def _augmentation_flags(copies: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("augmentation")
-    group.add_argument("--copies", type=int, default=copies, help="variants of each row (paper: 20)")
-    group.add_argument("--masked_lm", default="bert-base-uncased", help="Hub id or folder")
-    group.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and the file of its words")
+    add = parser.add_argument_group("augmentation").add_argument
+    add("--copies", type=int, default=copies, help=f"variants of each row (default: {copies}; TinyBERT: 20)")
+    masked_lm = "Hub id or folder of the masked language model that proposes words (default: bert-base-uncased)"
+    add("--masked_lm", default="bert-base-uncased", help=masked_lm)
+    add("--vectors", nargs="+", type=Path, help="word vectors: a text file of GloVe, or a .npy file and its words")
     return parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser("hf-tinybert", description=__doc__, epilog=EXAMPLES, **raw)
+    """The flags of every verb."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("hf-tinybert", description=__doc__, epilog=EXAMPLES, formatter_class=layout)
+    parser.add_argument("--version", action="version", version=f"hf_tinybert {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_verb(verbs, distill, _data_flags(), _student_flags(), _augmentation_flags(0), flag_parser())
+    _add_verb(verbs, doctor, _data_flags(), _student_flags(), flag_parser())
+    add = _add_verb(verbs, augment, _data_flags(), _augmentation_flags(20)).add_argument
+    add("--seed", type=int, default=0, help="seed of the augmentation (default: 0)")
+    add("--output", required=True, metavar="FILE.parquet", help="file to write")
+    add = _add_verb(verbs, evaluate, _data_flags()).add_argument
+    add("model", help="Hub id or folder")
+    add("--batch_size", type=int, default=32, help="rows of a forward pass (default: 32)")
+    add = _add_verb(verbs, report, _data_flags()).add_argument
+    add("--teacher", required=True, help="Hub id or folder")
+    add("--student", required=True, help="Hub id or folder")
+    add("--output_dir", type=Path, required=True, help="folder to write")
+    add("--batch_size", type=int, default=32, help="rows of a forward pass (default: 32)")
+    add(
+        "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
+    )
+    add = _add_verb(verbs, export).add_argument
+    add("model", help="Hub id or folder")
+    add("--output_dir", type=Path, required=True, help="folder to write")
+    formats = ["onnx", "int8", "fp16"]
+    add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
+    add = _add_verb(verbs, push).add_argument
+    add("model", help="folder of the student")
+    add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")
+    add("--private", nargs="?", type=string_to_bool, const=True, help="make the repository private")
+    add("--revision", help="branch to push to (default: main)")
+    return parser
 
-    def verb(function, *parents: argparse.ArgumentParser, epilog: str | None = None) -> argparse.ArgumentParser:
-        name, text = function.__name__, function.__doc__
-        added = verbs.add_parser(name, parents=parents, help=text, description=text, epilog=epilog, **raw)
-        added.add_argument("--config", metavar="FILE.yaml", help="flags from a file")
-        added.add_argument("--traceback", action="store_true", help="show where an error comes from")
-        added.set_defaults(run=function, verb=name)
-        return added
 
-    verb(distill, _data_flags(), _student_flags(), _augmentation_flags(0), _trainer_flags(), epilog=TRAINER)
-    verb(doctor, _data_flags(), _student_flags(), _trainer_flags(), epilog=TRAINER)
-    rows = verb(augment, _data_flags(), _augmentation_flags(20))
-    rows.add_argument("--seed", type=int, default=0)
-    rows.add_argument("--output", required=True, metavar="FILE.parquet")
-    scored = verb(evaluate, _data_flags())
-    compared = verb(report, _data_flags())
-    for each in (scored, compared):
-        each.add_argument("--batch_size", type=int, default=32)
-    compared.add_argument("--teacher", required=True, help="Hub id or folder")
-    compared.add_argument("--student", required=True, help="Hub id or folder")
-    compared.add_argument("--engines", nargs="+", default=["torch", "onnx", "onnx_int8"])
-    written, pushed = verb(export), verb(push)
-    for each in (scored, written, pushed):
-        each.add_argument("model", help="Hub id or folder")
-    for each in (compared, written):
-        each.add_argument("--output_dir", type=Path, required=True)
-    written.add_argument("--formats", nargs="+", choices=["onnx", "int8", "fp16"], default=["onnx", "int8", "fp16"])
-    pushed.add_argument("--to", required=True, metavar="USER/NAME")
-    pushed.add_argument("--private", nargs="?", type=string_to_bool, const=True, help="make the repository private")
-    pushed.add_argument("--revision", help="branch to push to")
+def _add_verb(verbs, function: Callable[[Options], int | None], *flags: argparse.ArgumentParser):
+    """A parser for a verb, which its function names and explains."""
+    text, epilog = " ".join(function.__doc__.split()), flags[-1].epilog if flags else None
+    parser = verbs.add_parser(
+        function.__name__, parents=flags, help=text, description=text, epilog=epilog, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="file whose keys are flags")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.set_defaults(run=function)
     return parser
 
 
 def _with_config(flags: list[str]) -> list[str]:
-    """The flags with those of the file of --config before them, so that what is given by hand wins."""
+    """The flags, with those of the file of --config before them, so that flags on the command line win."""
     if "--config" not in flags[:-1]:
         return flags
     path = flags[flags.index("--config") + 1]
     settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold flags as 'name: value' lines.")
-    given: list[str] = []
+    from_file: list[str] = []
     for name, value in settings.items():
         if isinstance(value, dict):
             value = [f"{key}={inner if isinstance(inner, str) else json.dumps(inner)}" for key, inner in value.items()]
-        given += [] if name == "model" else [f"--{name}"]
-        given += map(str, value if isinstance(value, list) else [value])
-    return [flags[0], *given, *flags[1:]]
+        from_file += [] if name == "model" else [f"--{name}"]
+        from_file += map(str, value if isinstance(value, list) else [value])
+    return [flags[0], *from_file, *flags[1:]]
 
 
 def main(flags: list[str] | None = None) -> int:
-    """Run a verb; its exit code."""
+    """Run the verb of these flags, by default those of the command line, and return the exit code."""
     flags = sys.argv[1:] if flags is None else flags
+    parser = _parser()
+    if not flags:
+        parser.print_help()
+        return 0
     try:
-        options = _parser().parse_args(_with_config(flags))
+        options = parser.parse_args(_with_config(flags))
         return options.run(options) or 0
-    except (ValueError, TypeError, OSError, RuntimeError, LookupError, ImportError) as error:
+    except USER_ERRORS as error:
         if "--traceback" in flags:
             raise
         print(f"hf-tinybert {flags[0]}: {error} (--traceback shows where)", file=sys.stderr)

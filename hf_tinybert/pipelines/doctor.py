@@ -1,14 +1,14 @@
-"""What a task distillation needs, looked at before any training: a line a check, with what to change."""
+"""The doctor: what a task distillation needs, checked before any training. Each check is one line."""
 
 import copy
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -17,6 +17,7 @@ from accelerate.utils import get_max_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from ..layer_mapping import map_layers
+from ..models.capture import ActivationCapture
 from ..models.checks import check_prediction_heads, check_vocabularies
 from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokens, own_tokenizer
@@ -26,16 +27,35 @@ from ..tasks import Task
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
 from ..training.trainer import DistillationTrainer
-from .task import COMMON
+from .phase import TRAINING
 
-SAMPLE, DRY_STEPS = 2000, 4
+CHECKED_ROWS, DRY_STEPS = 2000, 4
 ADAMW_BYTES = 16  # of each fp32 weight: itself, its gradient and two moments
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, LookupError)
+USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError)
+DRY_RUN = {
+    "max_steps": DRY_STEPS,
+    "logging_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "teacher_cache_gb": 0.0,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "report_to": [],
+    "disable_tqdm": True,
+}
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it can work, and what was found or is to be changed."""
+    """One check of a set-up.
+
+    Args:
+        name: What was checked.
+        passed: Whether it can work.
+        finding: What was found or, if it cannot work, what to change.
+    """
 
     name: str
     passed: bool
@@ -50,106 +70,128 @@ def diagnose(
     init: str = "teacher",
     **arguments,
 ) -> list[Check]:
-    """Checks of what `task_distillation` would be given; neither model is trained, no user's mistake raises.
+    """Check what `task_distillation` would be given. Nothing is trained, and no mistake of a user raises.
 
-    Models, tokenizer, lengths (of the first 2,000 rows), heads, layer mapping, vocabularies, labels; then four steps
-    of a copy of the student (random weights where it is to be created) on real rows with all the losses, the longest
-    rows first, from which memory and time are estimated. Checks that need something that failed are left out.
-    `arguments` are `DistillationArguments`.
+    The checks are of models, tokenizer, lengths, attention heads, layer mapping, vocabularies and labels. If all of
+    them pass, a copy of the student takes four optimizer steps on real rows with all losses, the longest rows first,
+    from which memory and time are estimated; a student that is yet to be created has random weights there. Checks that
+    need something that failed are left out.
+
+    Args:
+        task: The task.
+        data: Its training and validation splits; lengths are those of the first 2,000 training rows.
+        teacher: A Hub id or folder.
+        student: The sizes of a student, or a Hub id or folder. Default TinyBERT4.
+        init: How a student of these sizes starts, as in `create_student`; default "teacher".
+        arguments: `DistillationArguments`.
+
+    Returns:
+        The checks in the order in which they were made.
     """
-    checks: list[Check] = []
-
-    def check(name: str, function, *inputs) -> Any:
-        """What `function` returns beside its finding; None where it failed."""
-        try:
-            value, finding = function(*inputs)
-        except EXPECTED as error:
-            checks.append(Check(name, False, " ".join(str(error).split()) or type(error).__name__))
-            return None
-        checks.append(Check(name, True, finding))
-        return value
-
-    args = check("arguments", _arguments, arguments)
-    tokenizer = check("tokenizer", _tokenizer, teacher)
-    teacher = check("teacher", _teacher, task, teacher)
+    checks = _Checks()
+    args = checks.run("arguments", _arguments, arguments)
+    tokenizer = checks.run("tokenizer", _tokenizer, teacher)
+    teacher = checks.run("teacher", _teacher, task, teacher)
     rows = None
     if tokenizer is not None and teacher is not None:
-        rows = check("lengths", _tokens, task, data["train"], tokenizer, teacher)
+        rows = checks.run("lengths", _rows, task, data["train"], tokenizer, teacher)
     if rows is None or args is None:
-        return checks
-    given = student
-    student = check("student", _student, task, student, init, teacher, args.layer_mapping)
-    if student is None:
-        return checks
-    check("attention", _attention, student, teacher)
-    fits = [
-        check("heads", _heads, student, teacher, args),
-        check("layer mapping", _layer_mapping, student, teacher, args),
-        check("vocabularies", _vocabularies, student, teacher, given, tokenizer),
-        check("labels", _labels, student, teacher),
+        return checks.made
+    model = checks.run("student", _student, task, student, init, teacher, args.layer_mapping)
+    if model is None:
+        return checks.made
+    checks.run("attention", _attention, model, teacher)
+    fit = [
+        checks.run("attention heads", _attention_heads, model, teacher, args),
+        checks.run("layer mapping", _layer_mapping, model, teacher, args),
+        checks.run("vocabularies", _vocabularies, model, teacher, student, tokenizer),
+        checks.run("labels", _labels, model, teacher),
     ]
-    if all(fits):
-        steps = check("dry steps", _dry_run, task, student, teacher, rows, tokenizer, args)
+    if all(fit):
+        steps = checks.run("dry steps", _dry_run, task, model, teacher, rows, tokenizer, args)
         if steps is not None:
-            check("memory", _memory, student, teacher, args, steps)
-            check("time", _time, len(data["train"]), args, steps)
-    return checks
+            checks.run("memory", _memory, model, teacher, args, steps)
+            checks.run("time", _time, len(data["train"]), args, steps)
+    return checks.made
 
 
 def to_table(checks: Sequence[Check]) -> str:
-    """The checks as aligned text."""
+    """The checks as aligned text, one line each."""
     width = max(len(check.name) for check in checks)
     return "\n".join(f"{'ok  ' if c.passed else 'FAIL'}  {c.name:{width}}  {c.finding}" for c in checks)
 
 
+class _Checks:
+    """The checks that have been made."""
+
+    def __init__(self):
+        self.made: list[Check] = []
+
+    def run(self, name: str, check: Callable[..., tuple[Value, str]], *inputs: Any) -> Value | None:
+        """Make a check, which returns a value and its finding; None if it raises."""
+        try:
+            value, finding = check(*inputs)
+        except USER_ERRORS as error:
+            self.made.append(Check(name, False, " ".join(str(error).split()) or type(error).__name__))
+            return None
+        self.made.append(Check(name, True, finding))
+        return value
+
+
 def _arguments(arguments: Mapping[str, Any]) -> tuple[DistillationArguments, str]:
-    given = DistillationArguments(**{"output_dir": "runs", **COMMON, **arguments})
-    rows = f"{given.train_batch_size} rows a batch"
-    found = f"losses {', '.join(given.loss_type)}; {rows}, {given.num_train_epochs:g} epochs; {given.device}"
-    dry = {"max_steps": DRY_STEPS, "logging_steps": 1, "gradient_accumulation_steps": 1, "teacher_cache_gb": 0.0}
-    dry |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
-    dry |= {"report_to": [], "disable_tqdm": True}
-    return DistillationArguments(**{"output_dir": "runs", **COMMON, **arguments, **dry}), found
+    arguments = {"output_dir": "runs", **TRAINING, **arguments}
+    args = DistillationArguments(**arguments)
+    batch = f"{args.train_batch_size} rows a batch, {args.num_train_epochs:g} epochs"
+    finding = f"losses {', '.join(args.loss_type)}; {batch}; {args.device}"
+    return DistillationArguments(**{**arguments, **DRY_RUN}), finding
 
 
 def _tokenizer(teacher: str | Path) -> tuple[PreTrainedTokenizerBase, str]:
     tokenizer = load_tokenizer(teacher)
     if tokenizer.pad_token is None:
         raise ValueError(f"The tokenizer of '{teacher}' has no padding token: set its pad_token and save it again.")
-    return tokenizer, f"{type(tokenizer).__name__}, {len(tokenizer):,} pieces"
+    return tokenizer, f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"
 
 
 def _teacher(task: Task, name: str | Path) -> tuple[PreTrainedModel, str]:
     teacher, untrained = task.load_model(name)
     check_weights(teacher)
-    return teacher.eval(), _geometry(teacher) + (", no head for the task: it is fine-tuned first" if untrained else "")
+    note = ", no prediction head for the task: it is fine-tuned first" if untrained else ""
+    return teacher.eval(), _sizes(teacher) + note
 
 
-def _tokens(
+def _rows(
     task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel
 ) -> tuple[datasets.Dataset, str]:
-    rows = task.tokenize(rows.select(range(min(SAMPLE, len(rows)))), tokenizer)
+    rows = task.tokenize(rows.select(range(min(CHECKED_ROWS, len(rows)))), tokenizer)
     sequences = rows["input_ids"]
-    if isinstance(sequences[0][0], list):  # multiple choice: those of the choices
+    if isinstance(sequences[0][0], list):  # multiple choice: a sequence for each choice
         sequences = list(chain.from_iterable(sequences))
     lengths, highest = [len(ids) for ids in sequences], max(map(max, sequences))
     if highest >= teacher.config.vocab_size:
         raise ValueError(
-            f"The tokenizer makes ids up to {highest}, the teacher has {teacher.config.vocab_size} embeddings: use "
-            "the tokenizer that the teacher was trained with."
+            f"The tokenizer makes ids up to {highest}, but the teacher has {teacher.config.vocab_size} embeddings: "
+            "use the tokenizer that the teacher was trained with."
         )
-    positions = getattr(teacher.config, "max_position_embeddings", None)  # DeBERTa's and others' may be relative
+    positions = getattr(teacher.config, "max_position_embeddings", None)  # relative in DeBERTa and others
     if positions and max(lengths) > positions:
         raise ValueError(
-            f"Rows have up to {max(lengths)} tokens, the teacher {positions} positions: set the task's max_length to "
-            f"{positions} or less."
+            f"Rows have up to {max(lengths)} tokens, but the teacher has {positions} positions: set the task's "
+            f"max_length to {positions} or less."
         )
     p50, p95 = np.percentile(lengths, [50, 95])
-    cut = np.mean([length >= task.max_length for length in lengths])
-    return rows, f"{p50:.0f} tokens at the median, {p95:.0f} at 95 %; {cut:.1%} of the rows cut at {task.max_length}"
+    truncated = np.mean([length >= task.max_length for length in lengths])
+    share = f"{truncated:.1%} of the rows truncated at {task.max_length}"
+    return rows, f"{p50:.0f} tokens at the median, {p95:.0f} at 95 %; {share}"
 
 
-def _student(task: Task, student, init: str, teacher: PreTrainedModel, layer_mapping) -> tuple[PreTrainedModel, str]:
+def _student(
+    task: Task,
+    student: Mapping[str, int] | str | Path,
+    init: str,
+    teacher: PreTrainedModel,
+    layer_mapping: str | Sequence,
+) -> tuple[PreTrainedModel, str]:
     if isinstance(student, Mapping):
         if init == "teacher":
             depth = student.get("num_hidden_layers", teacher.config.num_hidden_layers)
@@ -159,39 +201,47 @@ def _student(task: Task, student, init: str, teacher: PreTrainedModel, layer_map
     else:
         model, _ = task.load_model(student)
     share = model.num_parameters() / teacher.num_parameters()
-    return model, f"{_geometry(model)}, {share:.0%} of the teacher's"
+    return model, f"{_sizes(model)}, {share:.0%} of the teacher's"
 
 
-def _geometry(model: PreTrainedModel) -> str:
+def _sizes(model: PreTrainedModel) -> str:
     config = model.config
-    size = f"{config.num_hidden_layers} layers × {config.hidden_size}, {config.num_attention_heads} heads"
-    return f"{type(model).__name__}, {size}, {model.num_parameters() / 1e6:.1f} M parameters"
+    layers = f"{config.num_hidden_layers} layers × {config.hidden_size}, {config.num_attention_heads} attention heads"
+    return f"{type(model).__name__}, {layers}, {model.num_parameters() / 1e6:.1f} M parameters"
 
 
 def _attention(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, str]:
     for model in (student, teacher):
-        if not model._can_set_attn_implementation():
-            return False, f"{type(model).__name__} falls back to eager attention: S×S scores are held for its loss"
+        if ActivationCapture(model, [1], []).records_softmax:
+            return False, f"{type(model).__name__} falls back to eager attention, which holds S×S scores for its loss"
     return True, f"{teacher.config._attn_implementation}: queries and keys are read, no S×S scores"
 
 
-def _heads(student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments) -> tuple[bool, str]:
+def _attention_heads(
+    student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments
+) -> tuple[bool, str]:
     check_attention_heads(student, teacher, args.build_losses())
     return True, f"student {student.config.num_attention_heads}, teacher {teacher.config.num_attention_heads}"
 
 
-def _layer_mapping(student: PreTrainedModel, teacher: PreTrainedModel, args) -> tuple[bool, str]:
-    depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    pairs = map_layers(args.layer_mapping, *depths)
+def _layer_mapping(
+    student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments
+) -> tuple[bool, str]:
+    pairs = map_layers(args.layer_mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     return True, "student←teacher: " + ", ".join(f"{m}←{g}" for m, g in pairs)
 
 
-def _vocabularies(student: PreTrainedModel, teacher: PreTrainedModel, given, tokenizer) -> tuple[bool, str]:
+def _vocabularies(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    source: Mapping[str, int] | str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[bool, str]:
     check_vocabularies(student, teacher)
-    own = None if isinstance(given, Mapping) else own_tokenizer(given)
-    if own is not None:
-        check_same_tokens(own, tokenizer)
-    return True, f"{student.config.vocab_size:,} both"
+    student_tokenizer = None if isinstance(source, Mapping) else own_tokenizer(source)
+    if student_tokenizer is not None:
+        check_same_tokens(student_tokenizer, tokenizer)
+    return True, f"{student.config.vocab_size:,} tokens in both"
 
 
 def _labels(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, str]:
@@ -200,62 +250,78 @@ def _labels(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, s
 
 
 class _Meter(TrainerCallback):
-    """Seconds of each step, the most bytes that one saved for its backward pass, and the losses."""
+    """The seconds of each step, the most bytes that a step saved for its backward pass, and the losses."""
 
     def __init__(self):
         self.seconds: list[float] = []
-        self.saved = 0
+        self.saved_bytes = 0
         self.losses: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.weights = {parameter.data_ptr() for parameter in model.parameters()}
+        self._weights = {parameter.data_ptr() for parameter in model.parameters()}
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.alive, self.start = {}, perf_counter()
+        self._saved, self._start = {}, perf_counter()
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+    def save(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A hook of autograd: count a tensor that is saved for the backward pass, except weights."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.weights:
-            self.alive[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self._weights:
+            self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(perf_counter() - self.start)
-        self.saved = max(self.saved, sum(self.alive.values()))
+        self.seconds.append(perf_counter() - self._start)
+        self.saved_bytes = max(self.saved_bytes, sum(self._saved.values()))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.losses |= {name: value for name, value in logs.items() if name.endswith("_loss") and name != "train_loss"}
 
 
-def _dry_run(task, student, teacher, rows, tokenizer, args) -> tuple[_Meter, str]:
+def _dry_run(
+    task: Task,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: DistillationArguments,
+) -> tuple[_Meter, str]:
     """Steps on random rows, the longest batch first, in a copy of the student."""
-    chosen, meter = rows.shuffle(0).select(range(min(DRY_STEPS * args.train_batch_size, len(rows)))), _Meter()
-    options = {"train_dataset": chosen, "processing_class": tokenizer, "callbacks": [meter]}
-    options["data_collator"] = task.collator(tokenizer)
-    with tempfile.TemporaryDirectory() as args.output_dir:
-        trainer = DistillationTrainer(copy.deepcopy(student), args, teacher_model=teacher, **options)
+    count, meter = min(DRY_STEPS * args.train_batch_size, len(rows)), _Meter()
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir = folder
+        trainer = DistillationTrainer(
+            copy.deepcopy(student),
+            args,
+            data_collator=task.collator(tokenizer),
+            train_dataset=rows.shuffle(0).select(range(count)),
+            processing_class=tokenizer,
+            callbacks=[meter],
+            teacher_model=teacher,
+        )
         trainer.remove_callback(PrinterCallback)
-        with torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(meter.save, lambda tensor: tensor):
             trainer.train()
-    bad = [name for name, value in meter.losses.items() if not math.isfinite(value)]
-    if bad:
+    if bad := [name for name, value in meter.losses.items() if not math.isfinite(value)]:
         raise ValueError(f"{', '.join(bad)} became NaN or infinite within {DRY_STEPS} steps: lower learning_rate.")
     return meter, ", ".join(f"{name} {value:.3g}" for name, value in meter.losses.items())
 
 
-def _memory(student: PreTrainedModel, teacher: PreTrainedModel, args, steps: _Meter) -> tuple[bool, str]:
+def _memory(
+    student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments, steps: _Meter
+) -> tuple[bool, str]:
     weights = ADAMW_BYTES * student.num_parameters() + teacher.get_memory_footprint()
-    needed, device = weights + steps.saved, args.device
+    needed, device = weights + steps.saved_bytes, args.device
     free = get_max_memory()["cpu" if device.type == "cpu" else device.index or 0]
     if needed > free:
         raise ValueError(
             f"About {needed / 1e9:.1f} GB are needed on {device}, which has {free / 1e9:.1f}: lower "
-            "per_device_train_batch_size and raise gradient_accumulation_steps by as much."
+            "per_device_train_batch_size and raise gradient_accumulation_steps by the same factor."
         )
-    return True, f"{weights / 1e9:.2f} GB of weights and AdamW, {steps.saved / 1e9:.2f} GB for the longest batch"
+    return True, f"{weights / 1e9:.2f} GB of weights and AdamW, {steps.saved_bytes / 1e9:.2f} GB for the longest batch"
 
 
 def _time(rows: int, args: DistillationArguments, steps: _Meter) -> tuple[bool, str]:
-    seconds = sum(steps.seconds[1:]) / len(steps.seconds[1:])  # the first is the longest and warms up
+    seconds = sum(steps.seconds[1:]) / len(steps.seconds[1:])  # the first step is the longest and warms up
     epoch = seconds * math.ceil(rows / args.train_batch_size) / 60
     return True, f"{seconds:.2g} s a step, about {epoch:.2g} minutes an epoch of {rows:,} rows in one process"

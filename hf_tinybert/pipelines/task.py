@@ -1,55 +1,28 @@
-"""Whole runs, each in a folder that a killed run goes on from: text → general student, task and teacher → TinyBERT."""
+"""Distillation for a task: a fine-tuned teacher, an initialised student, an intermediate and a prediction phase."""
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate import PartialState
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from ..lineage import Lineage, ModelRecord
-from ..models.loading import from_pretrained, load_tokenizer
+from ..models.loading import load_tokenizer
 from ..students import TINYBERT4, create_student
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
-from .runs import claim, start_of, train_once
+from .phase import FINE_TUNING, INTERMEDIATE, PREDICTION, Phase, model_names
+from .runs import TrainingData, claim, initialisation, train_once
+from .scoring import evaluate_task
 
-COMMON = {
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 64,
-    "num_train_epochs": 3,
-    "learning_rate": 1e-4,
-    "warmup_steps": 0.1,
-    "train_sampling_strategy": "group_by_length",
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-}
-SELECTION = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
-INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
 HUB = ("push_to_hub", "hub_")
-STEPS = {
-    "fine_tuning": {"learning_rate": 5e-5},
-    "intermediate": {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0},
-    "prediction": {"loss_type": ["prediction"], **SELECTION},
-}
+PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
 
 
 def task_distillation(
@@ -66,234 +39,272 @@ def task_distillation(
     prediction: Mapping[str, Any] | None = None,
     **arguments,
 ) -> dict[str, Any]:
-    """TinyBERT's second stage; scores and seconds, also in `output_dir/results.json`, the student in its `student`.
+    """Distil a teacher into a student for one task: the second stage of TinyBERT (Jiao et al., 2020, section 3.2).
 
-    `teacher`, or each of several, is fine-tuned first where it has no head for the task. Training rows are
-    augmented if asked. The student, cut from the first teacher in these sizes (`create_student`) or loaded (a
-    generally distilled one), learns the intermediate layers, then the predictions, from cached logits; what the
-    intermediate step reads of a teacher is kept too where it fits (`teacher_cache_gb`, 5 there). `student` is the
-    best epoch by the task's score on the validation split, `student_last` the last one. `arguments` are
-    `DistillationArguments` of all three steps, those of the Hub of the last alone (`hub_model_id`: default the
-    name of `output_dir`); `fine_tuning`, `intermediate` and `prediction` those of one: `num_train_epochs=0` leaves
-    the intermediate step out, `teacher` is a step's own and `augmented=False` gives it the plain rows. The same
-    call goes on where it was stopped; another one in the same folder, or a teacher with other labels, raises
-    ValueError.
+    A teacher without a prediction head for the task is fine-tuned first. The training rows are augmented if asked. The
+    student learns the teacher's layers in the intermediate phase, and its predictions, from cached logits, in the
+    prediction phase.
+
+    `output_dir` then holds `student`, the best epoch by the task's score on the first validation split, and
+    `student_last`, the last epoch, both with tokenizer and model card; a fine-tuned teacher is in `teacher`. The same
+    call continues a run that was stopped, and ends with the same student.
+
+    Args:
+        task: The task.
+        data: Its training and validation splits.
+        teacher: A Hub id or folder, or a list of them.
+        output_dir: The folder of the run.
+        student: The sizes of a student that `create_student` makes from the first teacher, or the Hub id or folder of
+            a student, such as one of `general_distillation`. Default TinyBERT4.
+        init: How a student of these sizes starts, as in `create_student`; default "teacher".
+        calibration_rows: The number of training rows that `init="teacher"` fits the student on, default 2,000.
+        augmentation: Makes variants of the training rows; default none.
+        fine_tuning: `DistillationArguments` of the fine-tuning of teachers.
+        intermediate: `DistillationArguments` of the intermediate phase; `num_train_epochs=0` leaves it out. Default
+            losses are "attention", "hidden" and "embedding", and up to 5 GB of the teacher's activations are cached
+            (`teacher_cache_gb`). The mapping of a phase can also hold:
+
+            - `losses`: a list of `DistillationLoss` in place of `loss_type` and `loss_weights`.
+            - `teacher`: teachers of this phase alone, a Hub id or folder, or a list of them.
+            - `augmented`: False trains the phase on the plain rows.
+        prediction: The same of the prediction phase, which selects and saves the student. The default loss is
+            "prediction".
+        arguments: `DistillationArguments` of all three trainings, except those of the Hub, which are of the prediction
+            phase alone (`hub_model_id`: default the name of `output_dir`).
+
+    Returns:
+        `teacher`, `student` and `student_last`: the metrics on each validation split (`teachers`: of every teacher);
+        `parameters`; `rows`, the number of training rows; `seconds` of each training. Also in `results.json`.
+
+    Raises:
+        ValueError: If a teacher has other labels than the task, if the prediction phase has no epochs, or if
+            `output_dir` holds a run with other settings.
     """
-    names = _names(teacher)
-    for name in names:
+    teachers = model_names(teacher)
+    for name in teachers:
         task.check_labels(name)
-    words = task.augmented if augmentation else ()  # raises where a task has none, before anything is trained
+    columns = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     output_dir = Path(output_dir)
-    own = {"fine_tuning": fine_tuning, "intermediate": intermediate, "prediction": prediction}
-    hub = {name: arguments.pop(name) for name in [*arguments] if name.startswith(HUB)}
-    common = {**COMMON, **task.evaluation_arguments}
-    steps = {name: {**common, **STEPS[name], **arguments, **(own[name] or {})} for name in STEPS}
-    if not steps["prediction"]["num_train_epochs"]:
-        raise ValueError("The prediction step selects and saves the student: give it num_train_epochs above 0.")
-    if hub:
-        steps["prediction"] = {"hub_model_id": output_dir.name, **hub, **steps["prediction"]}
-    settings = {"task": task.name, "init": init, "calibration_rows": calibration_rows, "steps": steps}
-    settings["teacher"] = names if len(names) > 1 else str(names[0])
-    settings["student"] = dict(student) if isinstance(student, Mapping) else str(student)
-    settings["augmentation"] = augmentation.settings if augmentation else None
-    settings["rows"] = {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}
+    phases = _Phases.build(task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {})
+    settings = {
+        "task": task.name,
+        "teacher": [str(name) for name in teachers] if len(teachers) > 1 else str(teachers[0]),
+        "student": dict(student) if isinstance(student, Mapping) else str(student),
+        "init": init,
+        "calibration_rows": calibration_rows,
+        "augmentation": augmentation.settings if augmentation else None,
+        "rows": {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()},
+        "phases": phases.settings,
+    }
     claim(output_dir, settings)
     finished = output_dir / "results.json"
     if finished.exists():
         return json.loads(finished.read_text())
 
-    taught_by = {name: _names(steps[name].pop("teacher", None)) for name in ("intermediate", "prediction")}
-    augmented = {name: steps[name].pop("augmented", True) for name in taught_by}
-    tokenizer = load_tokenizer(names[0])
-    with PartialState().main_process_first():
-        tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
-    selects = task.validation[0]
-    common = {"processing_class": tokenizer, "data_collator": task.collator(tokenizer)}
-    common |= {"eval_dataset": tokens[selects], "compute_metrics": task.scorer(data[selects], tokens[selects])}
-    seed, states = steps["prediction"].get("seed", 42), {}
-
-    fine_tune = partial(_load_teachers, task, steps["fine_tuning"], {"train_dataset": tokens["train"], **common})
-    score = partial(evaluate, task, data, tokenizer, DistillationArguments(str(output_dir), **steps["prediction"]))
-
-    teachers, states["fine_tuning"] = fine_tune(names, output_dir / "teacher")
-    found = [score(model) for model in teachers]
-    results = {"teacher": found[0]} | ({"teachers": found} if len(found) > 1 else {})
-
-    set_seed(seed)
-    if isinstance(student, Mapping):
-        rows = tokens["train"].select(range(min(calibration_rows, len(tokens["train"]))))
-        init = start_of(init, output_dir / "intermediate", output_dir / "student")
-        model = create_student(teachers[0], **student, init=init, calibration_dataset=rows, processing_class=tokenizer)
-    else:
-        model, _ = task.load_model(student)
-    plain = {"data_name": task.name}
-    train_dataset, facts = tokens["train"], plain
-    if augmentation:
-        masked_lm = ModelRecord.from_config(augmentation.model.config)
-        about = {"masked_lm": masked_lm.name, "masked_lm_revision": masked_lm.revision}
-        facts = plain | {"augmentation": about | augmentation.settings}
-        variants = augmentation(data["train"], words)
-        with PartialState().main_process_first():
-            train_dataset = task.tokenize(variants, tokenizer)
-    for name, folder in (("intermediate", "intermediate"), ("prediction", "student")):
-        rows, about = (train_dataset, facts) if augmented[name] else (tokens["train"], plain)
-        losses = steps[name]["loss_type"]
-        if not steps[name]["num_train_epochs"]:
-            continue
-        of_step = teachers
-        if taught_by[name]:
-            of_step, states[f"fine_tuning_{name}"] = fine_tune(taught_by[name], output_dir / f"teacher_{name}")
-        if "prediction" in losses:
-            how = {"weights": steps[name].get("teacher_weights"), "how": steps[name].get("teacher_logits", "mean")}
-            rows = cache_logits(of_step, rows, tokenizer, data_collator=common["data_collator"], **how)
-        options = {"train_dataset": rows, "teacher_model": None if set(losses) == {"task"} else of_step, **common}
-        model, *states[name] = train_once(output_dir / folder, model, steps[name], **about, **options)
-    results |= {
-        "student": score(model),
-        "student_last": score(type(model).from_pretrained(output_dir / "student_last")),
-        "parameters": {"teacher": teachers[0].num_parameters(), "student": model.num_parameters()},
-        "rows": len(train_dataset),
-        "seconds": {
-            name: sum(state.log_history[-1]["train_runtime"] for state in trained)
-            for name, trained in states.items()
-            if trained
-        },
+    run = _TaskRun.start(task, data, phases, load_tokenizer(teachers[0]))
+    models = run.fine_tuned(teachers, phases.fine_tuning)
+    scores = [run.score(model) for model in models]
+    model = run.student(student, init, calibration_rows, models[0])
+    augmented = run.augmented(augmentation, columns) if augmentation else run.training_data
+    model = run.distil(model, models, augmented)
+    results = {
+        "teacher": scores[0],
+        **({"teachers": scores} if len(scores) > 1 else {}),
+        **run.student_scores(model),
+        "parameters": {"teacher": models[0].num_parameters(), "student": model.num_parameters()},
+        "rows": len(augmented.rows),
+        "seconds": run.seconds,
     }
     if PartialState().is_main_process:
         finished.write_text(json.dumps(results, indent=1))
     return results
 
 
-def _names(models: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
-    return [models] if isinstance(models, str | Path) else list(models or ())
+@dataclass(frozen=True)
+class _Phases:
+    """The three trainings of a run."""
+
+    fine_tuning: Phase
+    intermediate: Phase
+    prediction: Phase
+
+    @classmethod
+    def build(
+        cls,
+        task: Task,
+        folder: Path,
+        arguments: Mapping[str, Any],
+        fine_tuning: Mapping[str, Any],
+        intermediate: Mapping[str, Any],
+        prediction: Mapping[str, Any],
+    ) -> "_Phases":
+        """The phases of the user's arguments: those of all phases, and those of each."""
+        if "losses" in arguments:
+            raise ValueError("losses belong to a phase: pass intermediate={'losses': [...]} or prediction={...}.")
+        hub = {name: value for name, value in arguments.items() if name.startswith(HUB)}
+        shared = {name: value for name, value in arguments.items() if name not in hub}
+        if hub:
+            prediction = {"hub_model_id": folder.name, **hub, **prediction}
+        needed = task.evaluation_arguments
+        teacher = Phase("fine_tuning", folder / "teacher", {**FINE_TUNING, **needed, **shared, **fine_tuning})
+        DistillationArguments(str(teacher.folder), **teacher.arguments)  # raises before anything is trained
+        phases = cls(
+            teacher,
+            _distilling("intermediate", folder / "intermediate", INTERMEDIATE | needed, {**shared, **intermediate}),
+            _distilling("prediction", folder / "student", PREDICTION | needed, {**shared, **prediction}),
+        )
+        if phases.prediction.is_skipped:
+            raise ValueError("The prediction phase selects and saves the student: give it num_train_epochs above 0.")
+        return phases
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `settings.json` records."""
+        recorded = {self.fine_tuning.name: self.fine_tuning.arguments}
+        for phase in (self.intermediate, self.prediction):
+            recorded[phase.name] = {
+                **phase.arguments,
+                "losses": phase.loss_settings,
+                "teacher": phase.teachers,
+                "augmented": phase.augmented,
+            }
+        return recorded
 
 
-def _load_teachers(
-    task: Task, arguments: Mapping[str, Any], options: Mapping[str, Any], names: Sequence[str | Path], folder: Path
-) -> tuple[list[PreTrainedModel], list[TrainerState]]:
-    """The models, those without a head fine-tuned, the first in `folder`, and the states of these trainings."""
-    models, states = [], []
-    for number, name in enumerate(names, start=1):
-        set_seed(arguments.get("seed", 42))
-        model, untrained = task.load_model(name)
-        if untrained:
-            Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
-            place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
-            model, state = train_once(place, model, arguments, **options)
-            states.append(state)
-        models.append(model)
-    return models, states
+def _distilling(name: str, folder: Path, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Phase:
+    """A phase that distils, by the user's arguments over its defaults."""
+    arguments = {key: value for key, value in {**defaults, **chosen}.items() if key not in PHASE_KEYS}
+    augmented = chosen.get("augmented", True)
+    return Phase.build(name, folder, arguments, chosen.get("losses"), chosen.get("teacher"), augmented)
 
 
-def evaluate(
-    task: Task,
-    data: datasets.DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    args: TrainingArguments,
-    model: PreTrainedModel,
-) -> dict[str, dict[str, float]]:
-    """The metrics of `model` on each validation split; `args` need the `evaluation_arguments` of the task."""
-    found = {}
-    for split in task.validation:
-        rows = task.tokenize(data[split], tokenizer)
-        score = task.scorer(data[split], rows)
+@dataclass
+class _TaskRun:
+    """The run of `task_distillation`: its data and phases, and the states of what has been trained.
 
-        def keep(prediction: EvalPrediction, split=split, score=score) -> dict[str, float]:
-            found[split] = score(prediction)
-            return found[split]
-
-        common = {"data_collator": task.collator(tokenizer), "processing_class": tokenizer, "compute_metrics": keep}
-        trainer = Trainer(model, args, eval_dataset=rows, **common)
-        trainer.evaluate()
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 stays around its forward
-    return found
-
-
-def general_distillation(
-    data: datasets.Dataset | datasets.IterableDataset,
-    teacher: str | Path,
-    output_dir: str | Path,
-    student: Mapping[str, int] | str | Path = TINYBERT4,
-    init: str = "teacher",
-    calibration_rows: int = 500,
-    text: str = "text",
-    max_length: int = 128,
-    packed: bool = True,
-    mlm_probability: float = 0.15,
-    **arguments,
-) -> PreTrainedModel:
-    """TinyBERT's first stage: intermediate layers of a pre-trained teacher on plain text, without masking or heads.
-
-    `data` has a column `text`; a stream needs `max_steps`, and as many shards as there are processes for each to read
-    its own. `packed` joins the texts, separated, and cuts them into sequences of `max_length` tokens; otherwise a text
-    is a sequence, cut there. `calibration_rows`: sequences that `init="teacher"` reads. `arguments` are `DistillationArguments`.
-    Where the losses read logits or labels, teacher and student are masked language models and `mlm_probability` of
-    the tokens is masked (BERT's 80/10/10). The student, otherwise headless, is saved in `output_dir`; the same call
-    goes on where it was stopped. Raises ValueError for a masked language model that lacks its head.
+    Args:
+        task: The task.
+        data: Its rows, by split.
+        phases: The phases.
+        training_data: The tokenised rows, not augmented.
+        states: Phase → the states of its trainings, in the order in which they ran.
     """
-    output_dir = Path(output_dir)
-    order = {"train_sampling_strategy": "random"} if packed else {}  # equally long already
-    arguments = {**COMMON, **order, "save_strategy": "steps", "loss_type": INTERMEDIATE_LOSSES, **arguments}
-    settings = {
-        "teacher": str(teacher),
-        "init": init,
-        "calibration_rows": calibration_rows,
-        "text": text,
-        "max_length": max_length,
-    }
-    settings |= {"student": dict(student) if isinstance(student, Mapping) else str(student), "packed": packed}
-    settings["mlm_probability"] = mlm_probability
-    claim(output_dir, settings | {"arguments": arguments})
-    masks = bool({"prediction", "task"} & {*arguments["loss_type"]})
-    model_class = AutoModelForMaskedLM if masks else AutoModel
-    tokenizer = load_tokenizer(teacher)
-    teacher_model, loading = from_pretrained(model_class, teacher, output_loading_info=True)
-    if masks and (missing := loading["missing_keys"]):
-        raise ValueError(
-            f"Teacher '{teacher}' is no masked language model, it lacks {sorted(missing)}: take the pre-trained one, "
-            "or leave 'prediction' and 'task' out of loss_type."
+
+    task: Task
+    data: datasets.DatasetDict
+    phases: _Phases
+    training_data: TrainingData
+    states: dict[str, list[TrainerState]] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls, task: Task, data: datasets.DatasetDict, phases: _Phases, tokenizer: PreTrainedTokenizerBase
+    ) -> "_TaskRun":
+        """Tokenise the data."""
+        with PartialState().main_process_first():
+            tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
+        selecting = task.validation[0]
+        training_data = TrainingData(
+            tokens["train"],
+            tokenizer,
+            task.collator(tokenizer),
+            tokens[selecting],
+            task.scorer(data[selecting], tokens[selecting]),
+            task.name,
         )
-    with PartialState().main_process_first():
-        rows = tokenize_text(data, tokenizer, text, max_length, packed)
-    if isinstance(data, datasets.IterableDataset):
-        # each process reads shards of its own, for as long as the others do
-        rows, arguments = rows.repeat(None), {**arguments, "accelerator_config": {"dispatch_batches": False}}
-    set_seed(arguments.get("seed", 42))
-    if isinstance(student, Mapping):
-        first, init = list(rows.take(calibration_rows)), start_of(init, output_dir)
-        model = create_student(
-            teacher_model, **student, init=init, calibration_dataset=first, processing_class=tokenizer
+        return cls(task, data, phases, training_data)
+
+    def fine_tuned(self, names: Sequence[str | Path], phase: Phase) -> list[PreTrainedModel]:
+        """The models of these names; those without a prediction head for the task are fine-tuned."""
+        models, self.states[phase.name] = [], []
+        for number, name in enumerate(names, start=1):
+            set_seed(phase.seed)
+            model, untrained = self.task.load_model(name)
+            if untrained:
+                Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
+                folder = phase.folder if number == 1 else phase.folder.with_name(f"{phase.folder.name}_{number}")
+                model, state = train_once(model, replace(phase, folder=folder), self.training_data)
+                self.states[phase.name].append(state)
+            models.append(model)
+        return models
+
+    def score(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        """The metrics of a model on each validation split, with the arguments of the prediction phase."""
+        prediction = self.phases.prediction
+        args = DistillationArguments(str(prediction.folder.parent), **prediction.arguments)
+        return evaluate_task(model, self.task, self.data, self.training_data.tokenizer, args)
+
+    def student(
+        self, student: Mapping[str, int] | str | Path, init: str, calibration_rows: int, teacher: PreTrainedModel
+    ) -> PreTrainedModel:
+        """The student before it is trained."""
+        phases, rows = self.phases, self.training_data.rows
+        set_seed(phases.prediction.seed)
+        if not isinstance(student, Mapping):
+            return self.task.load_model(student)[0]
+        return create_student(
+            teacher,
+            **student,
+            init=initialisation(init, phases.intermediate, phases.prediction),
+            calibration_dataset=rows.select(range(min(calibration_rows, len(rows)))),
+            processing_class=self.training_data.tokenizer,
         )
-    else:
-        model = from_pretrained(model_class, student)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
-    options = {"train_dataset": rows, "processing_class": tokenizer, "teacher_model": teacher_model}
-    options["data_collator"] = collator if masks else DataCollatorWithPadding(tokenizer)
-    return train_once(output_dir, model, arguments, **options)[0]
 
+    def augmented(self, augmentation: Augmentation, columns: Sequence[str]) -> TrainingData:
+        """The training data with variants of its rows in these columns."""
+        masked_lm = ModelRecord.from_config(augmentation.model.config)
+        settings = {"masked_lm": masked_lm.name, "masked_lm_revision": masked_lm.revision, **augmentation.settings}
+        variants = augmentation(self.data["train"], columns)
+        with PartialState().main_process_first():
+            rows = self.task.tokenize(variants, self.training_data.tokenizer)
+        return replace(self.training_data, rows=rows, augmentation=settings)
 
-def tokenize_text(
-    data: datasets.Dataset | datasets.IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str = "text",
-    max_length: int = 128,
-    packed: bool = True,
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Sequences of at most `max_length` tokens with the tokenizer's special tokens; see `general_distillation`."""
-    columns = list(data.column_names)
-    if text not in columns:
-        raise ValueError(f"The data set has no column '{text}', only {columns}: name the column of the text.")
-    word, sentence = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    start = sentence.index(word[0])
-    prefix, suffix = sentence[:start], sentence[start + len(word) :]
-    size = max_length - len(prefix) - len(suffix)
+    def distil(
+        self, student: PreTrainedModel, teachers: Sequence[PreTrainedModel], augmented: TrainingData
+    ) -> PreTrainedModel:
+        """The student after the phases that are not left out."""
+        for phase in (self.phases.intermediate, self.phases.prediction):
+            if phase.is_skipped:
+                continue
+            models = self._teachers_of(phase) or teachers
+            training_data = augmented if phase.augmented else self.training_data
+            if "logits" in phase.reads:
+                training_data = self._with_logits(training_data, phase, models)
+            student, state = train_once(student, phase, training_data, models)
+            self.states[phase.name] = [state]
+        return student
 
-    def cut(batch):
-        if not packed:
-            return tokenizer(batch[text], truncation=True, max_length=max_length)
-        documents = tokenizer(batch[text], add_special_tokens=False, verbose=False)["input_ids"]
-        joined = list(chain.from_iterable([*ids, *suffix] for ids in documents))[: -len(suffix) or None]
-        return {"input_ids": [[*prefix, *joined[i : i + size], *suffix] for i in range(0, len(joined), size)]}
+    def _teachers_of(self, phase: Phase) -> list[PreTrainedModel]:
+        """The teachers of a phase alone, fine-tuned if need be."""
+        if not phase.teachers:
+            return []
+        name = f"fine_tuning_{phase.name}"
+        folder = self.phases.fine_tuning.folder.with_name(f"teacher_{phase.name}")
+        return self.fine_tuned(phase.teachers, replace(self.phases.fine_tuning, name=name, folder=folder))
 
-    options = {} if isinstance(data, datasets.IterableDataset) else {"desc": "Tokenising"}
-    return data.map(cut, batched=True, remove_columns=columns, **options)
+    def _with_logits(
+        self, training_data: TrainingData, phase: Phase, teachers: Sequence[PreTrainedModel]
+    ) -> TrainingData:
+        rows = cache_logits(
+            teachers,
+            training_data.rows,
+            training_data.tokenizer,
+            data_collator=training_data.data_collator,
+            weights=phase.arguments.get("teacher_weights"),
+            how=phase.arguments.get("teacher_logits", "mean"),
+        )
+        return replace(training_data, rows=rows)
+
+    def student_scores(self, student: PreTrainedModel) -> dict[str, dict[str, dict[str, float]]]:
+        """The metrics of the best and of the last epoch."""
+        last = self.phases.prediction.folder.with_name("student_last")
+        return {"student": self.score(student), "student_last": self.score(type(student).from_pretrained(last))}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each training that ran."""
+        return {
+            name: sum(state.log_history[-1]["train_runtime"] for state in states)
+            for name, states in self.states.items()
+            if states
+        }

@@ -1,8 +1,9 @@
-"""DistillationArguments: TrainingArguments and what the distillation objective needs, from code, flags or YAML."""
+"""DistillationArguments: TrainingArguments with the arguments of distillation, from code, flags, JSON or YAML."""
 
+import argparse
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from ..losses import (
     AttentionKLLoss,
@@ -23,92 +24,122 @@ from ..losses.schedules import SCHEDULES
 from ..teachers import COMBINATIONS
 
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-TINYBERT_LOSSES = (AttentionLoss, HiddenLoss, EmbeddingLoss, PredictionLoss)
-OTHER_LOSSES = (RelationLoss, MiniLMLoss, AttentionKLLoss, CosineLoss, PatienceLoss, SentenceLoss, TaskLoss)
-LOSSES = {loss.name: loss for loss in (*TINYBERT_LOSSES, *OTHER_LOSSES)}
-LOSS_TYPES = tuple(LOSSES)
+# Names for the common cases; any other loss is passed as `losses=[...]`.
+LOSSES: dict[str, type[DistillationLoss]] = {
+    loss.name: loss
+    for loss in (
+        AttentionLoss,
+        HiddenLoss,
+        EmbeddingLoss,
+        PredictionLoss,
+        RelationLoss,
+        MiniLMLoss,
+        AttentionKLLoss,
+        CosineLoss,
+        PatienceLoss,
+        SentenceLoss,
+        TaskLoss,
+    )
+}
 
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`TrainingArguments` with the objective Σ λ_i·L_i of TinyBERT; works with `HfArgumentParser`.
+    """`TrainingArguments` with the objective Σ λ_i·L_i (TinyBERT, Jiao et al., 2020, equation 6).
 
-    - `loss_type`: names of the losses, default the paper's four; `"task"` adds the student's own label loss,
-      `"relation"` is MiniLMv2's, `"minilm"` MiniLM's, `"attention_kl"` compares attention after softmax, `"cosine"` is
-      DistilBERT's, `"patience"` BERT-PKD's, `"sentence"` compares sentence embeddings. TinyBERT's
-      intermediate step is `attention hidden embedding`, its prediction step `prediction`.
-    - `loss_weights`: λ for each of them, in the same order; default 1.
-    - `loss_schedules`: what becomes of each λ over the steps, in the same order: `"constant"` (default),
-      `"linear_decay"`, `"linear_growth"` or `"cosine_decay"` (`scheduled_weight`); the log has it as `{name}_weight`.
-    - `balance_losses`: at the first step the weights are multiplied so that all losses pull equally hard at the
-      student, measured on the first micro-batch (`balance_factors`). Default False.
-    - `layer_mapping`: `"uniform"`, `"top"`, `"bottom"`, `"skip"`, teacher layers as `"3,6,9,12"`, or a list
-      (`map_layers`).
-    - `temperature`: of the prediction loss, default 1.
-    - `teacher_weights`: w for each of several teachers, made to sum to 1; default equal. Losses on layers are
-      Σ_k w_k·L(student, teacher k), in the log also `{name}_loss_teacher{k}`.
-    - `teacher_logits`: how the logits of several teachers become one: their weighted `"mean"` (default), or by
-      `"confidence"`, the surer teacher counting for more (`combine_logits`).
-    - `attention_heads`: of the attention loss, `"equal"` (default) or `"mean"`: where one model has n times the
-      other's heads, the mean scores of each n are compared (`AttentionLoss`).
-    - `relation_heads`: of the relation loss (MiniLMv2, `RelationLoss`), default the teacher's attention heads.
-    - `teacher_dtype`: the teacher's weights and arithmetic, e.g. `"bfloat16"`; default as it is. The first log says by
-      what share each loss changes for it, as `{name}_loss_dtype_error`. Activations that are kept come from the
-      teacher as it is.
-    - `teacher_cache_gb`: disk (10⁹ bytes, under `HF_DATASETS_CACHE`) that the teacher's hidden states, queries and
-      keys may take, so that later epochs read them (`cache_activations`). Default 0: the teacher always runs.
-    - `padding_free`: the layers of student and teachers compute on real tokens alone while `train` runs, so that
-      batches of mixed lengths waste nothing; losses and gradients stay what they are, but for the label loss of
-      question answering, where transformers takes padded tokens for possible answers. For BERT, RoBERTa, XLM-RoBERTa,
-      CamemBERT, ELECTRA, DistilBERT, ALBERT. Default False.
-    - `push_to_hub_min_retained`: share of the teacher's score, by `metric_for_best_model` on `eval_dataset`, that a
-      student must keep to be pushed, e.g. 0.95; of a loss the share is teacher / student. Default: all are pushed.
+    It works with `HfArgumentParser`: every argument is a flag, and a key of a JSON or YAML file.
 
-    Raises ValueError for unknown or repeated losses, another number of weights, reentrant activation checkpointing, an
-    unknown schedule, dtype, `teacher_logits` or `attention_heads`, or a share without a metric.
+    Args:
+        loss_type: Names of the losses L_i; default "attention", "hidden", "embedding" and "prediction", those of
+            TinyBERT. Its intermediate phase is the first three, its prediction phase the last one. The others are
+            "relation" (MiniLMv2), "minilm" (MiniLM), "attention_kl" (attention probabilities), "cosine" (DistilBERT),
+            "patience" (BERT-PKD), "sentence" (sentence embeddings) and "task" (the student's own label loss). They
+            cover the common cases; any other `DistillationLoss` is passed to the trainer as `losses`.
+        loss_weights: λ_i of each loss, in the order of `loss_type`; default 1 each.
+        loss_schedules: The course of each λ_i over the optimizer steps, in the order of `loss_type`: "constant",
+            "linear_decay", "linear_growth" or "cosine_decay" (`scheduled_weight`); default constant. The log has the
+            present weight as `{name}_weight`.
+        balance_losses: Whether the weights are scaled in the first step so that the gradients of all losses have equal
+            norms, measured on the first micro-batch (`balance_factors`); default False.
+        layer_mapping: The teacher layer of each student layer: "uniform" (default), "top", "bottom", "skip", teacher
+            layers such as "3,6,9,12", or a list (`map_layers`).
+        temperature: The temperature of the prediction loss, default 1.
+        teacher_weights: w_k of each of several teachers, scaled to the sum 1; default equal. A loss that reads layers
+            is Σ_k w_k·L(student, teacher k); the log has each part as `{name}_loss_teacher{k}`.
+        teacher_logits: How the logits of several teachers are combined: "mean" (default), their weighted mean, or
+            "confidence", which gives more weight to the more certain teacher (`combine_logits`).
+        attention_heads: How the attention loss compares attention heads: "equal" (default) needs equal numbers,
+            "mean" averages the scores of groups of heads in the model with more (`AttentionLoss`).
+        relation_heads: The number of relation heads of the relation loss (`RelationLoss`); default the teacher's
+            number of attention heads.
+        teacher_dtype: The data type of the teacher's weights and arithmetic: "float32", "bfloat16" or "float16";
+            default as it is loaded. The first log has the share by which each loss changes, as
+            `{name}_loss_dtype_error`. Cached activations are computed before the change.
+        teacher_cache_gb: The disk space that cached hidden states, queries and keys of the teacher may take under
+            `HF_DATASETS_CACHE`, in units of 10⁹ bytes; default 0, which caches nothing. Later epochs read the cache
+            instead of running the teacher.
+        padding_free: Whether the layers of student and teachers compute on real tokens alone while `train` runs;
+            default False. Losses and gradients do not change, except the label loss of question answering, for which
+            transformers counts padded tokens as possible answers. For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA,
+            DistilBERT and ALBERT.
+        push_to_hub_min_retained: The quality threshold: the share of the teacher's score that a student must retain to
+            be pushed, such as 0.95. The score is `metric_for_best_model` on `eval_dataset`; for a loss the share is
+            teacher / student. Default: every student is pushed.
+
+    All other arguments are those of `transformers.TrainingArguments`.
+
+    Raises:
+        ValueError: If a loss, schedule, data type, `teacher_logits` or `attention_heads` is unknown, a loss is
+            repeated, the numbers of losses and weights differ, activation checkpointing is reentrant, `torch_compile`
+            is combined with `balance_losses` or `padding_free`, or `push_to_hub_min_retained` has no metric.
     """
 
     loss_type: list[str] = field(
         default_factory=lambda: ["attention", "hidden", "embedding", "prediction"],
-        metadata={"help": f"Losses to add up, of: {', '.join(LOSS_TYPES)}."},
+        metadata={"help": f"Losses to add up, of: {', '.join(LOSSES)}."},
     )
     loss_weights: list[float] | None = field(
-        default=None, metadata={"help": "A weight for each loss of loss_type, in the same order. Default: 1 each."}
+        default=None, metadata={"help": "The weight of each loss, in the order of loss_type. Default: 1 each."}
     )
     loss_schedules: list[str] | None = field(
         default=None,
-        metadata={"help": f"A schedule of each weight, of: {', '.join(SCHEDULES)}. Default: constant."},
+        metadata={"help": f"The schedule of each weight, of: {', '.join(SCHEDULES)}. Default: constant."},
     )
     balance_losses: bool = field(
         default=False,
-        metadata={"help": "Scale the weights at the first step so that all losses have equal gradient norms."},
+        metadata={"help": "Scale the weights in the first step so that the gradients of all losses have equal norms."},
     )
     layer_mapping: str = field(
         default="uniform",
-        metadata={"help": "Teacher layer of each student layer: uniform, top, bottom, skip, or 3,6,9,12 (from 1)."},
+        metadata={
+            "help": "The teacher layer of each student layer: uniform, top, bottom, skip, or 3,6,9,12 (from 1)."
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the prediction loss."})
+    temperature: float = field(default=1.0, metadata={"help": "The temperature of the prediction loss."})
     teacher_weights: list[float] | None = field(
-        default=None, metadata={"help": "A weight for each of several teachers. Default: all equal."}
+        default=None, metadata={"help": "The weight of each of several teachers. Default: equal."}
     )
     teacher_logits: str = field(
-        default="mean", metadata={"help": f"Logits of several teachers, combined by: {', '.join(COMBINATIONS)}."}
+        default="mean",
+        metadata={"help": f"How the logits of several teachers are combined, of: {', '.join(COMBINATIONS)}."},
     )
     attention_heads: str = field(
         default="equal",
         metadata={
-            "help": "Heads of the attention loss: equal in number, or mean to average groups of the model with more."
+            "help": "Attention heads in the attention loss: equal in number, or mean, which averages groups of heads."
         },
     )
     relation_heads: int | None = field(
         default=None,
-        metadata={"help": "Heads of the relation loss, a divisor of both widths. Default: the teacher's."},
+        metadata={"help": "Relation heads, a divisor of both hidden sizes. Default: the teacher's attention heads."},
     )
     teacher_dtype: str | None = field(
-        default=None, metadata={"help": "Run the teacher in bfloat16, float16 or float32. Default: as it is loaded."}
+        default=None,
+        metadata={"help": "The data type of the teacher: bfloat16, float16 or float32. Default: as it is loaded."},
     )
     teacher_cache_gb: float = field(
-        default=0.0, metadata={"help": "Disk that kept teacher activations may take, in GB. Default: none are kept."}
+        default=0.0,
+        metadata={"help": "Disk space for cached activations of the teacher, in GB. Default: nothing is cached."},
     )
     padding_free: bool = field(
         default=False, metadata={"help": "Run the layers of student and teachers on real tokens alone."}
@@ -116,15 +147,15 @@ class DistillationArguments(TrainingArguments):
     push_to_hub_min_retained: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the teacher's score, by metric_for_best_model on eval_dataset, that the student must "
-            "keep to be pushed, e.g. 0.95. Default: every student is pushed."
+            "help": "The share of the teacher's score, by metric_for_best_model on eval_dataset, that a student must "
+            "retain to be pushed, e.g. 0.95. Default: every student is pushed."
         },
     )
 
     def __post_init__(self):
-        unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
+        unknown = [name for name in self.loss_type if name not in LOSSES]
         if unknown or len(set(self.loss_type)) != len(self.loss_type) or not self.loss_type:
-            raise ValueError(f"loss_type={self.loss_type}: give each at most once of {', '.join(LOSS_TYPES)}.")
+            raise ValueError(f"loss_type={self.loss_type}: give each name at most once, of {', '.join(LOSSES)}.")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} losses {self.loss_type}."
@@ -134,13 +165,15 @@ class DistillationArguments(TrainingArguments):
         if self.attention_heads not in ATTENTION_HEADS:
             raise ValueError(f"attention_heads={self.attention_heads!r}: give one of {', '.join(ATTENTION_HEADS)}.")
         if unknown := [name for name in self.loss_schedules or [] if name not in SCHEDULES]:
-            raise ValueError(f"loss_schedules has {unknown}: give one a loss, of {', '.join(SCHEDULES)}.")
+            raise ValueError(f"loss_schedules has {unknown}: give one for each loss, of {', '.join(SCHEDULES)}.")
         if self.teacher_logits not in COMBINATIONS:
             raise ValueError(f"teacher_logits={self.teacher_logits!r}: give one of {', '.join(COMBINATIONS)}.")
         if self.balance_losses and self.torch_compile:
-            raise ValueError("balance_losses needs gradients of each loss, which torch_compile frees: leave one out.")
+            raise ValueError(
+                "balance_losses needs the gradients of each loss, which torch_compile frees: leave one out."
+            )
         if self.padding_free and self.torch_compile:
-            raise ValueError("padding_free makes shapes that torch_compile cannot know ahead: leave one out.")
+            raise ValueError("padding_free makes shapes that torch_compile cannot know in advance: leave one out.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
         super().__post_init__()
@@ -148,26 +181,49 @@ class DistillationArguments(TrainingArguments):
             if self.push_to_hub_min_retained <= 0:
                 raise ValueError("push_to_hub_min_retained is a share of the teacher's score: above 0, e.g. 0.95.")
             if self.metric_for_best_model is None:
-                raise ValueError("push_to_hub_min_retained needs metric_for_best_model: the score to compare by.")
+                raise ValueError("push_to_hub_min_retained needs metric_for_best_model, the score to compare by.")
         if self.activation_checkpointing:
             if (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
                 raise ValueError(
-                    "Reentrant activation checkpointing cuts captured activations off the graph, so that their losses "
-                    "train nothing: set activation_checkpointing_kwargs={'use_reentrant': False}."
+                    "Reentrant activation checkpointing detaches captured activations from the graph, so that their "
+                    "losses train nothing: set activation_checkpointing_kwargs={'use_reentrant': False}."
                 )
             # Trainer turns the search for unused parameters off for the sake of reentrant checkpointing, but losses on
-            # intermediate layers leave the head unused
+            # intermediate layers leave the prediction head unused
             if self.ddp_find_unused_parameters is None:
                 self.ddp_find_unused_parameters = True
 
     def build_losses(self) -> list[DistillationLoss]:
-        """The loss modules that `loss_type`, `loss_weights` and each loss's own arguments describe."""
-        own = {
-            "attention": {"heads": self.attention_heads},
-            "prediction": {"temperature": self.temperature},
-            "relation": {"relation_heads": self.relation_heads},
-        }
+        """The losses that `loss_type`, `loss_weights` and the arguments of single losses describe, as new modules."""
         weights = self.loss_weights or [1.0] * len(self.loss_type)
-        return [
-            LOSSES[name](weight, **own.get(name, {})) for name, weight in zip(self.loss_type, weights, strict=True)
-        ]
+        return [self._build_loss(name, weight) for name, weight in zip(self.loss_type, weights, strict=True)]
+
+    def _build_loss(self, name: str, weight: float) -> DistillationLoss:
+        match name:
+            case "attention":
+                return AttentionLoss(weight, heads=self.attention_heads)
+            case "prediction":
+                return PredictionLoss(weight, temperature=self.temperature)
+            case "relation":
+                return RelationLoss(weight, relation_heads=self.relation_heads)
+        return LOSSES[name](weight)
+
+
+class _FlagParser(HfArgumentParser):
+    def add_argument(self, *flags: str, **options) -> argparse.Action:
+        options |= {"default": argparse.SUPPRESS, "required": False}
+        if flags[0].removeprefix("--") not in ("output_dir", *DistillationArguments.__annotations__):
+            options["help"] = argparse.SUPPRESS
+        return super().add_argument(*flags, **options)
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """A parser that takes every argument of `DistillationArguments` as a flag and returns only those that are passed.
+
+    The help lists the arguments of distillation. Those of `TrainingArguments`, over a hundred, are not listed.
+    """
+    return _FlagParser(
+        DistillationArguments,
+        add_help=False,
+        epilog="Every other argument of TrainingArguments is a flag too, such as --num_train_epochs or --push_to_hub.",
+    )

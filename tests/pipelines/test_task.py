@@ -22,7 +22,7 @@ from transformers import (
 
 import hf_tinybert.pipelines.task
 from hf_tinybert import GLUE, Augmentation, DistillationTrainer, general_distillation, task_distillation
-from hf_tinybert.pipelines.task import tokenize_text
+from hf_tinybert.pipelines.text import tokenize_text
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from hf_tinybert.students.create import TINYBERT4, create_student
+from hf_tinybert.students import TINYBERT4, create_student
 
 SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "initializer_range": 0.2}
 BERT = SIZES | {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}

@@ -5,7 +5,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_tinybert import AttentionLoss, DistillationArguments, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.training.arguments import LOSS_TYPES
+from hf_tinybert.training.arguments import LOSSES
 
 ALL = {"attention": AttentionLoss, "hidden": HiddenLoss, "embedding": EmbeddingLoss, "prediction": PredictionLoss}
 
@@ -18,7 +18,7 @@ def test_the_default_is_the_papers_objective(tmp_path):
     assert (args.layer_mapping, args.temperature) == ("uniform", 1.0)
 
 
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_built_by_name_and_weight(tmp_path, name):
     (loss,) = DistillationArguments(str(tmp_path), loss_type=[name], loss_weights=[0.5]).build_losses()
     assert (loss.name, loss.weight) == (name, 0.5)
@@ -60,7 +60,7 @@ def test_from_a_file(tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_type": ["attention", "logits"]}, "loss_type.*at most once of attention"),
+        ({"loss_type": ["attention", "logits"]}, "loss_type.*at most once, of attention"),
         ({"loss_type": ["hidden", "hidden"]}, "at most once"),
         ({"loss_type": []}, "loss_type"),
         ({"loss_weights": [1.0]}, "1 numbers for 4 losses"),

@@ -1,0 +1,124 @@
+"""A phase: one training of a pipeline, built once from its defaults and the user's arguments."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..losses import DistillationLoss, TaskLoss
+from ..training.arguments import DistillationArguments
+from ..training.checks import check_losses
+
+INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
+TRAINING = {
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0.1,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+}
+FINE_TUNING = TRAINING | {"learning_rate": 5e-5}
+INTERMEDIATE = TRAINING | {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0}
+PREDICTION = TRAINING | {
+    "loss_type": ["prediction"],
+    "eval_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+}
+GENERAL = TRAINING | {"loss_type": INTERMEDIATE_LOSSES, "save_strategy": "steps"}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a pipeline.
+
+    Args:
+        name: The phase in `settings.json` and `results.json`.
+        folder: The folder that it writes its checkpoints and its model to.
+        arguments: `DistillationArguments` without `output_dir`.
+        losses: The losses that it trains on; none for Trainer's own loss.
+        teachers: Hub ids or folders of its own teachers; none for the teachers of the whole run.
+        augmented: Whether it trains on augmented rows if the run has them.
+    """
+
+    name: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    losses: Sequence[DistillationLoss] = ()
+    teachers: Sequence[str | Path] = ()
+    augmented: bool = True
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        folder: Path,
+        arguments: Mapping[str, Any],
+        losses: Sequence[DistillationLoss] | None = None,
+        teacher: str | Path | Sequence[str | Path] | None = None,
+        augmented: bool = True,
+    ) -> "Phase":
+        """The phase that a user's arguments describe, with its losses.
+
+        Args:
+            name: The name of the phase.
+            folder: Its folder.
+            arguments: Its `DistillationArguments` without `output_dir`.
+            losses: The user's losses, in place of `loss_type` and `loss_weights`. They are copied, so that every
+                phase and every call starts from their parameters as they are passed.
+            teacher: Hub ids or folders of teachers of this phase alone.
+            augmented: Whether it trains on augmented rows if the run has them.
+
+        Raises:
+            TypeError, ValueError: If the arguments are unknown or do not fit together.
+        """
+        if losses is not None:
+            arguments = {key: value for key, value in arguments.items() if key not in ("loss_type", "loss_weights")}
+        args = DistillationArguments(str(folder), **arguments)
+        losses = args.build_losses() if losses is None else copy.deepcopy(list(losses))
+        if not losses:
+            raise ValueError(f"losses of {name} is empty: leave it out for the default, or pass at least one loss.")
+        check_losses(losses, has_teacher=True, has_cached_logits=True)
+        return cls(name, folder, arguments, losses, model_names(teacher), augmented)
+
+    @property
+    def loss_settings(self) -> list[dict[str, Any]]:
+        """What `settings.json` records of each loss."""
+        return [
+            {"class": type(loss).__name__, "name": loss.name, "weight": loss.weight, "settings": loss.settings}
+            for loss in self.losses
+        ]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What its losses read of the models (`DistillationLoss.reads`)."""
+        return frozenset().union(*(loss.reads for loss in self.losses))
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its losses read what only a teacher has; the label loss is the student's own."""
+        return bool(self.reads - {"loss"})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it trains on the label loss alone, as Trainer does without this package."""
+        return all(type(loss) is TaskLoss for loss in self.losses)
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it is left out: `num_train_epochs=0`."""
+        return not self.arguments["num_train_epochs"]
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        return self.arguments.get("seed", 42)
+
+
+def model_names(models: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    """Hub ids or folders of one model, of several, or of none."""
+    return [models] if isinstance(models, str | Path) else list(models or ())

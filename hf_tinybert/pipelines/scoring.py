@@ -1,0 +1,55 @@
+"""The metrics of a model on the validation splits of a task."""
+
+import datasets
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ..tasks import Task
+
+
+def evaluate_task(
+    model: PreTrainedModel,
+    task: Task,
+    data: datasets.DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+) -> dict[str, dict[str, float]]:
+    """Score a model on each validation split of a task.
+
+    Args:
+        model: The model.
+        task: The task.
+        data: Its rows, by split.
+        tokenizer: The tokenizer of the model.
+        args: Batch size and precision of the evaluation, with the task's `evaluation_arguments`.
+
+    Returns:
+        Split → metric → value.
+    """
+    return {split: _evaluate_split(model, task, data[split], tokenizer, args) for split in task.validation}
+
+
+def _evaluate_split(
+    model: PreTrainedModel,
+    task: Task,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+) -> dict[str, float]:
+    tokens = task.tokenize(rows, tokenizer)
+    score, scores = task.scorer(rows, tokens), {}
+
+    def record(prediction: EvalPrediction) -> dict[str, float]:
+        scores.update(score(prediction))
+        return scores
+
+    trainer = Trainer(
+        model,
+        args,
+        data_collator=task.collator(tokenizer),
+        eval_dataset=tokens,
+        processing_class=tokenizer,
+        compute_metrics=record,
+    )
+    trainer.evaluate()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 stays around its forward
+    return scores
