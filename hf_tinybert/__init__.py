@@ -1,4 +1,4 @@
-"""hf_tinybert: layer-wise distillation of Transformer encoders as a drop-in `transformers.Trainer`."""
+"""Layer-wise distillation of Transformer encoders as a drop-in `transformers.Trainer`: the public names."""
 
 from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .evaluation.report import StudentReport
