@@ -4,6 +4,7 @@ from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_si
 from .evaluation.report import StudentReport
 from .evaluation.sentence_embeddings import sentence_embeddings
 from .layer_mapping import map_layers
+from .lineage import DataRecord
 from .losses import (
     AttentionKLLoss,
     AttentionLoss,
@@ -56,6 +57,7 @@ __all__ = [
     "AttentionLoss",
     "Augmentation",
     "CosineLoss",
+    "DataRecord",
     "DistillationArguments",
     "DistillationLoss",
     "DistillationTrainer",
