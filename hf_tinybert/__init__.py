@@ -76,6 +76,7 @@ __all__ = [
     "TextClassification",
     "TokenClassification",
     "WordVectors",
+    "__version__",
     "cache_logits",
     "create_student",
     "diagnose",
