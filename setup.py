@@ -16,8 +16,11 @@ setup(
     description="Layer-wise distillation of Transformer encoders as a drop-in transformers.Trainer (TinyBERT)",
     long_description=(here / "README.md").read_text(encoding="utf8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["hf_tinybert/LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
+    package_data={"hf_tinybert": ["LICENSE"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=5.23,<6",

@@ -1,9 +1,10 @@
-"""hf_tinybert: layer-wise distillation of Transformer encoders as a drop-in `transformers.Trainer`."""
+"""Layer-wise distillation of Transformer encoders as a drop-in `transformers.Trainer`: the public names."""
 
 from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .evaluation.report import StudentReport
 from .evaluation.sentence_embeddings import sentence_embeddings
 from .layer_mapping import map_layers
+from .lineage import DataRecord
 from .losses import (
     AttentionKLLoss,
     AttentionLoss,
@@ -57,6 +58,7 @@ __all__ = [
     "AttentionLoss",
     "Augmentation",
     "CosineLoss",
+    "DataRecord",
     "DistillationArguments",
     "DistillationLoss",
     "DistillationTrainer",
@@ -75,6 +77,7 @@ __all__ = [
     "TextClassification",
     "TokenClassification",
     "WordVectors",
+    "__version__",
     "cache_logits",
     "create_student",
     "diagnose",

@@ -1,10 +1,10 @@
-"""The ablations of the paper's tables 2 to 4 on one task, beside the paper's own (TinyBERT4, dev sets).
+"""The ablations of the paper's tables 2 to 4 on one task, beside the results of the paper (TinyBERT4, dev sets).
 
     python recipes/ablations.py --task cola --teacher folder --general folder/of/general/student --augment 20 ...
 
-Each variant is one run of recipes/task_distillation.py in a folder of its own; finished ones are not run again. What
-is not an option below goes to that recipe as it is. `--general` is a student of recipes/general_distillation.py;
-without it every variant starts from `--init`, and "without general distillation" is left out.
+Each variant is one run of recipes/task_distillation.py in a separate folder. Finished runs are not repeated. Flags
+that are not listed below are passed on to that recipe. `--general` is a student of recipes/general_distillation.py.
+Without it every variant starts from `--init`, and "without general distillation" is left out.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CHANGES = {
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", required=True)
 parser.add_argument("--general", help="folder or Hub id of a generally distilled student")
-parser.add_argument("--augment", default="0", help="variants of each row")
+parser.add_argument("--augment", default="0", help="number of variants of each row")
 parser.add_argument("--intermediate_epochs", default="3")
 parser.add_argument("--prediction_epochs", default="3")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -50,16 +50,16 @@ options, others = parser.parse_known_args()
 student = ["--student", options.general] if options.general else []
 augment = ["--augment", options.augment] if options.augment != "0" else []
 epochs = [float(options.intermediate_epochs), float(options.prediction_epochs)]
-steps = ["--intermediate_epochs", str(epochs[0]), "--prediction_epochs", str(epochs[1])]
-# without task distillation the student is fine-tuned on the labels, for as many epochs
-alone = ["--intermediate_epochs", "0", "--prediction_epochs", str(sum(epochs)), "--prediction_losses", "task"]
+phases = ["--intermediate_epochs", str(epochs[0]), "--prediction_epochs", str(epochs[1])]
+# Without task distillation the student is fine-tuned on the labels for the same number of epochs.
+labels_only = ["--intermediate_epochs", "0", "--prediction_epochs", str(sum(epochs)), "--prediction_losses", "task"]
 
-variants = {"everything": student + augment + steps}
+variants = {"everything": student + augment + phases}
 if student:
-    variants["without general distillation"] = augment + steps
-variants["without task distillation"] = student + alone
+    variants["without general distillation"] = augment + phases
+variants["without task distillation"] = student + labels_only
 if augment:
-    variants["without augmentation"] = student + steps
+    variants["without augmentation"] = student + phases
 variants |= {name: variants["everything"] + change for name, change in CHANGES.items()}
 
 columns = f"variant | {options.task}, best epoch | last epoch | paper: MNLI-m | MNLI-mm | MRPC | CoLA | average"
@@ -72,12 +72,12 @@ for name, flags in variants.items():
         command += [*others, *flags, "--seed", str(seed), "--output_dir", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         results = json.loads((folder / "results.json").read_text())
-        for which, found in scores.items():
-            found.append(100 * next(iter(results[which].values()))["score"])
-    own = [f"{mean(found):.1f}" for found in scores.values()]
+        for student_name, by_seed in scores.items():
+            by_seed.append(100 * next(iter(results[student_name].values()))["score"])
+    cells = [f"{mean(by_seed):.1f}" for by_seed in scores.values()]
     if len(options.seeds) > 1:
-        own[0] += f" ({', '.join(f'{score:.1f}' for score in scores['student'])})"
-    table.append("| " + " | ".join([name, *own, *map(str, PAPER[name])]) + " |")
+        cells[0] += f" ({', '.join(f'{score:.1f}' for score in scores['student'])})"
+    table.append("| " + " | ".join([name, *cells, *map(str, PAPER[name])]) + " |")
     print(table[-1], flush=True)
 options.output_dir.mkdir(parents=True, exist_ok=True)
 (options.output_dir / f"{options.task}.md").write_text("\n".join(table) + "\n")

@@ -1,9 +1,9 @@
-"""TinyBERT's data augmentation of a GLUE task or of your own file, written as parquet.
+"""TinyBERT's data augmentation of a GLUE task or of a file of yours, written as parquet.
 
     python recipes/augment.py --task cola --output augmented.parquet --vectors glove.6B.50d.txt
     python recipes/augment.py --data rows.parquet --text premise hypothesis --output augmented.parquet
 
-Paper: TinyBERT, Algorithm 1 (p 0.4, K 15, N_a 20). A killed run goes on with the same command.
+Paper: TinyBERT, Algorithm 1 (p 0.4, K 15, N_a 20). A run that was killed continues with the same command.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from hf_tinybert import GLUE, Augmentation, WordVectors
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, help="augment the training split of this task of --data")
-parser.add_argument("--data", default="nyu-mll/glue", help="with --task a Hub id or folder, else a parquet file")
-parser.add_argument("--text", nargs="+", help="columns of text, without --task")
+parser.add_argument("--data", default="nyu-mll/glue", help="Hub id or folder with --task, otherwise a parquet file")
+parser.add_argument("--text", nargs="+", help="columns of text, if there is no --task")
 parser.add_argument("--output", required=True)
 parser.add_argument("--masked_lm", default="bert-base-uncased", help="Hub id or folder")
-parser.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and the file of its words")
-parser.add_argument("--copies", type=int, default=20, help="N_a, variants of a text")
-parser.add_argument("--p", type=float, default=0.4, help="share of words replaced")
-parser.add_argument("--k", type=int, default=15, help="candidates of a word")
+parser.add_argument("--vectors", nargs="+", type=Path, help="a GloVe text file, or a .npy file and its words")
+parser.add_argument("--copies", type=int, default=20, help="N_a, number of variants of each text")
+parser.add_argument("--p", type=float, default=0.4, help="probability that a word is replaced")
+parser.add_argument("--k", type=int, default=15, help="number of candidates for each word")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--show", type=int, default=0, help="print the first rows")
+parser.add_argument("--show", type=int, default=0, help="number of rows to print")
 options = parser.parse_args()
 
 if options.task:

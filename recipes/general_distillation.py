@@ -1,4 +1,4 @@
-"""A general TinyBERT from plain text: the intermediate layers of a pre-trained teacher, before any task is known.
+"""A general TinyBERT from plain text: a student of a pre-trained teacher's intermediate layers, before any task.
 
     python recipes/general_distillation.py --teacher bert-base-uncased --data wikimedia/wikipedia \\
         --config 20231101.en --size 4 312 1200 12 --batch_size 256 --learning_rate 5e-5
@@ -6,8 +6,8 @@
     accelerate launch --config_file recipes/fsdp.yaml recipes/general_distillation.py ... --bf16
     python recipes/general_distillation.py ... --stream --max_steps 100000
 
-Paper: TinyBERT, section 3.2 (English Wikipedia, 2.5 billion words, 3 epochs, 128 tokens). A killed run goes on with
-the same command. The student, in OUTPUT_DIR, is what `recipes/task_distillation.py --student` takes.
+Paper: TinyBERT, section 3.2 (English Wikipedia, 2.5 billion words, 3 epochs, 128 tokens). A run that was killed
+continues with the same command. The student is saved in OUTPUT_DIR, for `recipes/task_distillation.py --student`.
 """
 
 import argparse
@@ -24,18 +24,18 @@ parser.add_argument("--data", required=True, help="Hub id, folder, or one file (
 parser.add_argument("--config", help="configuration of the data set")
 parser.add_argument("--split", default="train")
 parser.add_argument("--text", default="text", help="column of the text")
-parser.add_argument("--stream", action="store_true", help="read while training, keep nothing; with --max_steps")
+parser.add_argument("--stream", action="store_true", help="read while training, store nothing; needs --max_steps")
 parser.add_argument("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
-parser.add_argument("--student", help="Hub id or folder of a student to go on with, instead of creating one")
+parser.add_argument("--student", help="Hub id or folder of a student to train, instead of creating one")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
-parser.add_argument("--calibration_rows", type=int, default=500, help="sequences that init=teacher reads")
+parser.add_argument("--calibration_rows", type=int, default=500, help="number of sequences that --init teacher reads")
 parser.add_argument("--max_length", type=int, default=128)
-parser.add_argument("--unpacked", action="store_true", help="one text a sequence, grouped by length")
+parser.add_argument("--unpacked", action="store_true", help="one text is one sequence; batches grouped by length")
 parser.add_argument("--losses", nargs="+", default=["attention", "hidden", "embedding"])
 parser.add_argument("--layer_mapping", default="uniform")
 parser.add_argument("--epochs", type=float, default=3)
 parser.add_argument("--max_steps", type=int, default=-1)
-parser.add_argument("--batch_size", type=int, default=32, help="of one process")
+parser.add_argument("--batch_size", type=int, default=32, help="rows a batch, in each process")
 parser.add_argument("--learning_rate", type=float, default=1e-4)
 parser.add_argument("--save_steps", type=float, default=500)
 parser.add_argument("--logging_steps", type=float, default=100)

@@ -1,8 +1,9 @@
-"""A masked language model for the augmentation where none can be downloaded: trained, or trained on, from plain text.
+"""A masked language model for the augmentation, trained on plain text, for machines that cannot download one.
 
     python recipes/masked_lm.py --model folder/of/bert-tiny --data texts.parquet --max_steps 600 --output_dir runs/mlm
 
-Prints the share of masked tokens that it finds on held-out text. Plain `Trainer`, 15 % of tokens masked.
+Prints the share of masked tokens that the model predicts correctly on held-out text. Uses `transformers.Trainer`; 15 %
+of the tokens are masked.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", required=True, help="Hub id or folder; its masked-LM head may be missing")
+parser.add_argument("--model", required=True, help="Hub id or folder; its masked-LM prediction head may be missing")
 parser.add_argument("--data", required=True, help="parquet file with a column `text`")
 parser.add_argument("--max_length", type=int, default=64)
 parser.add_argument("--max_steps", type=int, default=600)
@@ -35,8 +36,8 @@ tokenizer = AutoTokenizer.from_pretrained(options.model)
 def pack(batch):
     tokens = list(chain.from_iterable(tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]))
     size = options.max_length - 2
-    cut = [tokens[start : start + size] for start in range(0, len(tokens) - size, size)]
-    return {"input_ids": [[tokenizer.cls_token_id, *ids, tokenizer.sep_token_id] for ids in cut]}
+    sequences = [tokens[start : start + size] for start in range(0, len(tokens) - size, size)]
+    return {"input_ids": [[tokenizer.cls_token_id, *ids, tokenizer.sep_token_id] for ids in sequences]}
 
 
 def accuracy(prediction):
@@ -46,11 +47,19 @@ def accuracy(prediction):
 
 data = load_dataset("parquet", data_files=options.data)["train"]
 splits = data.map(pack, batched=True, remove_columns=data.column_names).train_test_split(256, seed=0)
-arguments = {"max_steps": options.max_steps, "per_device_train_batch_size": options.batch_size, "warmup_steps": 0.1}
-arguments |= {"learning_rate": options.learning_rate, "save_strategy": "no", "logging_steps": 50, "report_to": []}
 trainer = Trainer(
     AutoModelForMaskedLM.from_pretrained(options.model),
-    TrainingArguments(options.output_dir, **arguments, use_cpu=not torch.accelerator.is_available()),
+    TrainingArguments(
+        options.output_dir,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=0.1,
+        save_strategy="no",
+        logging_steps=50,
+        report_to=[],
+        use_cpu=not torch.accelerator.is_available(),
+    ),
     train_dataset=splits["train"],
     eval_dataset=splits["test"],
     data_collator=DataCollatorForLanguageModeling(tokenizer),

@@ -1,16 +1,16 @@
-"""A TinyBERT for named entities: teacher fine-tuned on words and tags, intermediate step, prediction step.
+"""A TinyBERT for named entities: teacher fine-tuned on words and tags, intermediate phase, prediction phase.
 
     python recipes/ner.py --intermediate_epochs 20 --prediction_epochs 10 --bf16
     python recipes/ner.py --teacher folder/of/bert --data folder      # with train.txt, valid.txt, test.txt
     python recipes/ner.py --teacher folder/of/bert --data folder --smoke
 
-Model: TextBrewer's T4-tiny (README of airaria/TextBrewer, CoNLL-2003), 4 × 312 like TinyBERT4; it learns hidden
-states and logits for 30 to 60 epochs at 1e-4. Published: F1 89.1, its teacher, BERT-base-cased, 91.1.
-Hardware: one GPU. Not run at full size; computed, 14,041 sentences of 21 tokens: 8e14 FLOP for the 33 epochs above.
-Run with --rows 2500 --bf16, MiniLM-L6 (uncased) as the teacher, 3 epochs a step, the best chosen on 1,000 sentences,
-31 minutes of training on a busy core: F1 on the test split 63.7, the teacher's 65.5.
-A killed run goes on with the same command. Prints and writes OUTPUT_DIR/results.json: shares of 1, entities counted
-as by conlleval.
+Model: TextBrewer's T4-tiny (README of airaria/TextBrewer, CoNLL-2003), 4 × 312 like TinyBERT4. It learns hidden states
+and logits for 30 to 60 epochs at 1e-4. Published: F1 89.1; its teacher, BERT-base-cased, 91.1.
+Hardware: one GPU. Not run at full size. Computed: 14,041 sentences of 21 tokens are 8e14 FLOP for the 33 epochs above.
+Measured with --rows 2500 --bf16, MiniLM-L6 (uncased) as the teacher, 3 epochs a phase, the best student chosen on
+1,000 sentences, 31 minutes of training on a busy core: F1 63.7 on the test split; the teacher has 65.5. A run that was
+killed continues with the same command. Prints and writes OUTPUT_DIR/results.json; scores are shares of 1, and entities
+are counted as by conlleval.
 """
 
 import argparse
@@ -25,26 +25,26 @@ from hf_tinybert import TINYBERT4, TokenClassification, read_conll, task_distill
 FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--teacher", default="bert-base-cased", help="Hub id or folder; fine-tuned if it has no head")
+parser.add_argument("--teacher", default="bert-base-cased", help="Hub id or folder; fine-tuned if it has no such head")
 parser.add_argument("--data", default="eriktks/conll2003", help=f"Hub id, or a folder of {', '.join(FILES.values())}")
-parser.add_argument("--revision", default="refs/convert/parquet", help="of a Hub id; this one the Hub itself makes")
-parser.add_argument("--tokens", default="tokens", help="column of words")
-parser.add_argument("--tags", default="ner_tags", help="column of their tags")
-parser.add_argument("--rows", type=int, help="train on this many rows only")
+parser.add_argument("--revision", default="refs/convert/parquet", help="revision of a Hub id; the Hub makes this one")
+parser.add_argument("--tokens", default="tokens", help="column of the words")
+parser.add_argument("--tags", default="ner_tags", help="column of the tags")
+parser.add_argument("--rows", type=int, help="number of training rows; default all")
 parser.add_argument("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
 parser.add_argument("--student", help="Hub id or folder of a student, instead of creating one of --size")
 parser.add_argument("--init", default="teacher", choices=["teacher", "layers", "random"])
 parser.add_argument("--max_length", type=int, default=512)
 parser.add_argument("--fine_tuning_epochs", type=float, default=3)
-parser.add_argument("--intermediate_epochs", type=float, default=3, help="0 leaves the step out")
+parser.add_argument("--intermediate_epochs", type=float, default=3, help="0 leaves the phase out")
 parser.add_argument("--prediction_epochs", type=float, default=3)
 parser.add_argument("--prediction_losses", nargs="+", default=["prediction"])
-parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the student's two steps")
+parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the two phases of the student")
 parser.add_argument("--batch_size", type=int, default=32)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/ner"))
-parser.add_argument("--smoke", action="store_true", help="does it run? few rows, an epoch a step, one layer")
+parser.add_argument("--smoke", action="store_true", help="a quick check: few rows, one epoch a phase, one layer")
 options = parser.parse_args()
 
 if Path(options.data).is_dir():
@@ -60,10 +60,6 @@ epochs = [options.fine_tuning_epochs, options.intermediate_epochs, options.predi
 if options.smoke:
     data = DatasetDict({split: rows.select(range(min(16, len(rows)))) for split, rows in data.items()})
     size, epochs = {"num_hidden_layers": 1}, [1, 1, 1]
-steps = zip(("fine_tuning", "intermediate", "prediction"), epochs, strict=True)
-steps = {name: {"num_train_epochs": number, "learning_rate": options.learning_rate} for name, number in steps}
-steps["fine_tuning"]["learning_rate"] = 5e-5
-steps["prediction"]["loss_type"] = options.prediction_losses
 results = task_distillation(
     task,
     data,
@@ -71,7 +67,13 @@ results = task_distillation(
     options.output_dir,
     student=options.student or size,
     init=options.init,
-    **steps,
+    fine_tuning={"num_train_epochs": epochs[0], "learning_rate": 5e-5},
+    intermediate={"num_train_epochs": epochs[1], "learning_rate": options.learning_rate},
+    prediction={
+        "num_train_epochs": epochs[2],
+        "learning_rate": options.learning_rate,
+        "loss_type": options.prediction_losses,
+    },
     per_device_train_batch_size=options.batch_size,
     seed=options.seed,
     bf16=options.bf16,

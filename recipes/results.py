@@ -3,8 +3,8 @@
     python recipes/results.py [--hardware "..."] [--commit ...] runs/rte runs/cola
     python recipes/results.py
 
-The first keeps what backs a row of each finished folder of `task_distillation.py` (settings, scores, logs, command)
-without full paths; both then write the table again: runs that differ by nothing but the seed are one row.
+The first command stores settings, scores, logs and command of each finished folder of `task_distillation.py`, without
+full paths. Both commands then write the table again. Runs that differ only in the seed form one row.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from statistics import mean
 
 HERE = Path(__file__).parent
 PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.S)
-STEPS = {"intermediate": "intermediate", "prediction": "student", "fine_tuning": "teacher"}
-COLUMNS = ["task", "teacher", "student", "init", "steps: epochs, losses", "bf16", "augmented", "teacher"]
+PHASES = {"intermediate": "intermediate", "prediction": "student", "fine_tuning": "teacher"}
+COLUMNS = ["task", "teacher", "student", "init", "phases: epochs, losses", "bf16", "augmented", "teacher"]
 COLUMNS += ["student (seeds)", "last epoch", "retained", "minutes", "commit"]
 
 
@@ -27,7 +27,7 @@ def shorter(path: str) -> str:
 
 
 def record(folder: Path, commit: str, hardware: str) -> dict:
-    """What backs a row: the command, settings and scores of a finished run, and its logs."""
+    """The command, settings, scores and logs of a finished run."""
     settings = json.loads((folder / "settings.json").read_text())
     teachers = settings["teacher"]
     settings["teacher"] = shorter(teachers) if isinstance(teachers, str) else ", ".join(map(shorter, teachers))
@@ -35,7 +35,7 @@ def record(folder: Path, commit: str, hardware: str) -> dict:
     if isinstance(settings["student"], str):
         settings["student"] = shorter(settings["student"])
     command = (folder / "command.txt").read_text().strip()
-    states = {name: folder / part / "trainer_state.json" for name, part in STEPS.items()}
+    states = {name: folder / part / "trainer_state.json" for name, part in PHASES.items()}
     return {
         "command": re.sub(r"(?<=\s)/\S+", lambda match: shorter(match[0]), command),
         "commit": commit,
@@ -48,11 +48,11 @@ def record(folder: Path, commit: str, hardware: str) -> dict:
 
 
 def group(run: dict) -> str:
-    """Equal for runs that differ by nothing but the seed."""
+    """A key that is equal for runs that differ only in the seed."""
     settings = json.loads(json.dumps(run["settings"]))
     for arguments in (*settings["steps"].values(), settings["augmentation"] or {}):
         arguments.pop("seed", None)
-    del settings["steps"]["fine_tuning"], settings["teacher"]  # told by the teacher's score
+    del settings["steps"]["fine_tuning"], settings["teacher"]  # the teacher's score identifies it
     return json.dumps([settings, round(score(run, "teacher"), 1)])
 
 
@@ -61,7 +61,7 @@ def score(run: dict, model: str) -> float:
 
 
 def last_score(run: dict) -> float:
-    """After the last epoch, as the log of the prediction step has it."""
+    """The score after the last epoch, from the log of the prediction phase."""
     return 100 * [entry["eval_score"] for entry in run["logs"]["prediction"] if "eval_score" in entry][-1]
 
 
@@ -69,13 +69,13 @@ def row(runs: list[dict]) -> list[str]:
     settings, seconds = runs[-1]["settings"], [run["results"]["seconds"] for run in runs]
     size = settings["student"]
     if not isinstance(size, str):
-        narrow = f", tables of {size['embedding_size']}" if "embedding_size" in size else ""
-        size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size) + narrow
-    steps = [(name, settings["steps"][name]) for name in ("intermediate", "prediction")]
-    steps = [
+        embeddings = f", embeddings of {size['embedding_size']}" if "embedding_size" in size else ""
+        size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size) + embeddings
+    phases = [(name, settings["steps"][name]) for name in ("intermediate", "prediction")]
+    phases = [
         f"{name}: {arguments['num_train_epochs']:g}, {' '.join(arguments['loss_type'])}"
         + (f", {arguments['layer_mapping']}" if arguments.get("layer_mapping", "uniform") != "uniform" else "")
-        for name, arguments in steps
+        for name, arguments in phases
         if arguments["num_train_epochs"]
     ]
     scores, teacher = [score(run, "student") for run in runs], score(runs[0], "teacher")
@@ -84,8 +84,8 @@ def row(runs: list[dict]) -> list[str]:
         settings["task"] + f", {settings['rows']['train']:,} rows",
         settings["teacher"],
         size,
-        settings["init"] if isinstance(settings["student"], dict) else "given",
-        "; ".join(steps),
+        settings["init"] if isinstance(settings["student"], dict) else "loaded",
+        "; ".join(phases),
         "yes" if settings["steps"]["prediction"].get("bf16") else "",
         f"{runs[0]['results']['rows']:,}" if settings["augmentation"] else "",
         f"{teacher:.1f}",
@@ -99,15 +99,15 @@ def row(runs: list[dict]) -> list[str]:
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folders", type=Path, nargs="*")
-parser.add_argument("--commit", help="of the code that ran; default: the one checked out")
+parser.add_argument("--commit", help="commit of the code that ran; default: the one checked out")
 parser.add_argument("--hardware", default="2 cores, no GPU")
-parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="its table, and results/ beside it")
+parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="has the table; results/ is beside it")
 options = parser.parse_args()
 
 commit = options.commit or subprocess.check_output(["git", "-C", HERE, "log", "-1", "--format=%h"], text=True).strip()
 for folder in options.folders:
-    kept = json.dumps(record(folder, commit, options.hardware), indent=1)
-    (options.readme.parent / "results" / f"{folder.name}.json").write_text(kept + "\n")
+    text = json.dumps(record(folder, commit, options.hardware), indent=1)
+    (options.readme.parent / "results" / f"{folder.name}.json").write_text(text + "\n")
 groups: dict[str, list[dict]] = {}
 for file in sorted((options.readme.parent / "results").glob("*.json")):
     run = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""A German TinyBERT with the German teacher's vocabulary, started from the English one.
+"""A German TinyBERT with the vocabulary of a German teacher, started from the English TinyBERT.
 
     python recipes/tinybert_german.py --bf16
     accelerate launch --multi_gpu --num_processes 8 recipes/tinybert_german.py --batch_size 32 --bf16
@@ -6,13 +6,14 @@
         --data folder/of/texts --smoke
 
 Model card: dvm1983/TinyBERT_General_4L_312D_de. Teacher dbmdz/bert-base-german-cased, student
-huawei-noah/TinyBERT_General_4L_312D: pieces that both vocabularies have keep their rows of the embeddings, the others
-start from those of the English pieces that they fall into. German Wikipedia; attention, hidden states, embeddings and
-the logits of masked tokens. The card gives no score (its author looked at GermEval-2018) and its hyper-parameters are
-not known here: these are TinyBERT's. Any other language works alike: --teacher, --data.
-Hardware: not run at full size; a billion German words, 3 epochs, are 1.3e18 FLOP, computed: 210 minutes at
-100 TFLOP/s. A killed run goes on with the same command. The student, a masked language model in OUTPUT_DIR/general, is
-what `recipes/task_distillation.py --student` takes.
+huawei-noah/TinyBERT_General_4L_312D. Tokens in both vocabularies keep their rows of the embeddings. The other German
+tokens start from the English tokens that they are split into. The text is German Wikipedia. The student learns
+attention, hidden states, embeddings and the logits of masked tokens. The card gives no score (its author looked at
+GermEval-2018), and its hyper-parameters are not known here; those below are TinyBERT's. --teacher and --data choose
+any other language.
+Hardware: not run at full size. Computed: a billion German words, 3 epochs, are 1.3e18 FLOP, or 210 minutes at 100
+TFLOP/s. A run that was killed continues with the same command. The student is a masked language model in
+OUTPUT_DIR/general, for `recipes/task_distillation.py --student`.
 """
 
 import argparse
@@ -37,12 +38,12 @@ parser.add_argument(
 parser.add_argument("--losses", nargs="+", default=["attention", "hidden", "embedding", "prediction"])
 parser.add_argument("--max_length", type=int, default=128)
 parser.add_argument("--epochs", type=float, default=3)
-parser.add_argument("--batch_size", type=int, default=256, help="of one process")
+parser.add_argument("--batch_size", type=int, default=256, help="rows a batch, in each process")
 parser.add_argument("--learning_rate", type=float, default=5e-5)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/tinybert_german"))
-parser.add_argument("--smoke", action="store_true", help="does it run? few rows and steps")
+parser.add_argument("--smoke", action="store_true", help="a quick check: few rows and steps")
 options = parser.parse_args()
 
 text, max_steps = load_dataset(*options.data, split="train"), -1

@@ -6,14 +6,15 @@
     python recipes/tinyroberta.py --base folder --teacher folder --large folder --text folder \\
         --data train.json dev.json --smoke
 
-Model cards: batches of 96 × 384 tokens, 4 epochs, 20 % warm-up throughout.
-1. General: roberta-base → 6 layers of 768 on The Pile, intermediate losses alone, 1e-4. 2. SQuAD 2.0, contexts
-augmented: intermediate losses from deepset/roberta-base-squad2. 3. SQuAD 2.0: α·T²·KL + (1 − α)·CE, α 0.75, T 1.5,
-from deepset/roberta-large-squad2, 3e-5. Published, dev: EM 78.86, F1 82.04.
-Here the text is English Wikipedia by default, and step 2 is at 3e-5 too (its rate is not on the card).
-Hardware: theirs 4 V100, time unknown. Not run at full size here; computed, at 100 TFLOP/s: 70 minutes an epoch and
-billion tokens of text; SQuAD 2.0's 22 million tokens 12 minutes, with 20 variants 140 (augmentation aside).
-A killed run goes on with the same command. Prints and writes OUTPUT_DIR/squad_v2/results.json.
+Model cards: batches of 96 × 384 tokens, 4 epochs and 20 % warm-up throughout. Three trainings follow each other:
+1. General distillation: roberta-base → 6 layers of 768 on The Pile, intermediate losses alone, 1e-4.
+2. Intermediate phase on SQuAD 2.0, contexts augmented, from deepset/roberta-base-squad2.
+3. Prediction phase on SQuAD 2.0: α·T²·KL + (1 − α)·CE, α 0.75, T 1.5, from deepset/roberta-large-squad2, 3e-5.
+Published, dev: EM 78.86, F1 82.04. Here the default text is English Wikipedia, and training 2 is at 3e-5 too, as its
+rate is not on the card.
+Hardware: published for 4 V100, time unknown. Not run at full size here. Computed, at 100 TFLOP/s: 70 minutes an epoch
+and billion tokens of text; SQuAD 2.0's 22 million tokens 12 minutes, with 20 variants 140, without the augmentation.
+A run that was killed continues with the same command. Prints and writes OUTPUT_DIR/squad_v2/results.json.
 """
 
 import argparse
@@ -35,22 +36,24 @@ from hf_tinybert import (
 )
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--base", default="roberta-base", help="general teacher; Hub id or folder, as all models here")
-parser.add_argument("--teacher", default="deepset/roberta-base-squad2", help="of the intermediate step")
-parser.add_argument("--large", default="deepset/roberta-large-squad2", help="teacher of the prediction step")
-parser.add_argument("--student", help="a general student: leaves step 1 out")
-parser.add_argument("--text", nargs="+", default=["wikimedia/wikipedia", "20231101.en"], help="of step 1, or a folder")
+parser.add_argument("--base", default="roberta-base", help="teacher of training 1; Hub id or folder")
+parser.add_argument("--teacher", default="deepset/roberta-base-squad2", help="teacher of the intermediate phase")
+parser.add_argument("--large", default="deepset/roberta-large-squad2", help="teacher of the prediction phase")
+parser.add_argument("--student", help="a general student; leaves training 1 out")
+parser.add_argument(
+    "--text", nargs="+", default=["wikimedia/wikipedia", "20231101.en"], help="of training 1, or a folder"
+)
 parser.add_argument("--data", nargs="+", default=["rajpurkar/squad_v2"], help="Hub id, folder, or two JSON files")
-parser.add_argument("--augment", type=int, default=0, help="variants of each context, for step 2")
+parser.add_argument("--augment", type=int, default=0, help="number of variants of each context, in training 2")
 parser.add_argument("--masked_lm", default="bert-base-uncased", help="for the augmentation")
-parser.add_argument("--vectors", nargs="+", type=Path, help="GloVe text file; or .npy and its words, for the same")
+parser.add_argument("--vectors", nargs="+", type=Path, help="a GloVe text file, or a .npy file and its words")
 parser.add_argument("--alpha", type=float, default=0.75)
 parser.add_argument("--temperature", type=float, default=1.5)
-parser.add_argument("--batch_size", type=int, default=96, help="of one process")
+parser.add_argument("--batch_size", type=int, default=96, help="rows a batch, in each process")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/tinyroberta"))
-parser.add_argument("--smoke", action="store_true", help="does it run? few rows, one epoch each, a tiny student")
+parser.add_argument("--smoke", action="store_true", help="a quick check: few rows, one epoch a phase, a tiny student")
 options = parser.parse_args()
 
 if len(options.data) == 2:
@@ -78,9 +81,13 @@ if options.augment:
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
-prediction = {"teacher": options.large, "augmented": False, "temperature": options.temperature}
-prediction["loss_type"] = ["prediction", "task"]
-prediction["loss_weights"] = [options.alpha * options.temperature**2, 1 - options.alpha]
+prediction = {
+    "teacher": options.large,
+    "augmented": False,
+    "loss_type": ["prediction", "task"],
+    "loss_weights": [options.alpha * options.temperature**2, 1 - options.alpha],
+    "temperature": options.temperature,
+}
 results = task_distillation(
     SQUAD_V2,
     data,

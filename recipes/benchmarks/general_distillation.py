@@ -1,10 +1,11 @@
-"""Tokens a second of general distillation, BERT-base → TinyBERT4, and hours for the paper's 2.5 billion words.
+"""Tokens in a second of general distillation, BERT-base → TinyBERT4, and hours for the paper's 2.5 billion words.
 
     python recipes/benchmarks/general_distillation.py [--device cuda --bf16 --teacher_dtype bfloat16 --compile]
 
-One process, random weights, packed sequences, the intermediate losses, optimizer and data loading included; the first
-steps are not counted. Beside it the floor: arithmetic of the teacher's forward, the student's forward and backward
-pass and the projections (counted by torch), over the fastest matrix product of this machine in the same precision.
+One process, random weights, packed sequences, the intermediate losses; optimizer and data loading are included, and
+the first steps are not counted. The floor is the arithmetic of the teacher's forward pass, the student's forward and
+backward pass and the projections (counted by torch), over the fastest matrix product of this machine in that
+precision.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_tinybert import TINYBERT4, DistillationArguments, DistillationTrainer, create_student
 
 WORDS, EPOCHS = 2.5e9, 3  # the paper's English Wikipedia, section 4.2 and appendix
-TOKENS_A_WORD = 1.33  # BERT's word pieces and separators of 7.85 million words of Wikipedia, split at spaces
+TOKENS_A_WORD = 1.33  # BERT's tokens, with separators, of 7.85 million words of Wikipedia, split at spaces
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -43,13 +44,13 @@ class Clock(transformers.TrainerCallback):
         self.times = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (options.warmup, options.steps):  # in between the device is not waited for
+        if state.global_step in (options.warmup, options.steps):  # no synchronisation in between
             torch.cuda.synchronize() if cuda else None
             self.times.append(perf_counter())
 
 
 def matmul_flops(size: int = 8192 if cuda else 2048, repeats: int = 20) -> float:
-    """FLOP a second of a square matrix product, the best of several."""
+    """FLOP in a second of a square matrix product, the best of several."""
     a, b = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):

@@ -2,10 +2,10 @@
 
     python recipes/benchmarks/latency.py [--lengths 128 32] [--rounds 5] [--size 3 312 1200 12 --size 2 128 512 2]
 
-Batch 1: milliseconds, p50 and p95 of all calls; a larger batch: sequences a second. The runs take turns, each after a
-pause, since threads of the run before spin on for a while. `same engine` and `torch` are how many times faster than
-the first model in the same engine and in torch, medians over rounds. All engines use torch's number of threads
-(`OMP_NUM_THREADS`).
+A batch of 1 gives milliseconds, p50 and p95 of all calls. A larger batch gives sequences in a second. The runs take
+turns, each after a pause, because the threads of the run before spin for a while. `same engine` and `torch` say how
+many times faster a model is than the first model in the same engine and in torch, as medians over rounds. All engines
+use torch's number of threads (`OMP_NUM_THREADS`).
 """
 
 import argparse
@@ -26,9 +26,9 @@ from hf_tinybert import TINYBERT4, TINYBERT6, export_onnx, load_onnx, quantize_o
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--size", type=int, nargs=4, action="append", help="layers, width, feed-forward, heads")
 parser.add_argument("--lengths", type=int, nargs="+", default=[128, 32])
-parser.add_argument("--batch_size", type=int, default=32, help="of the throughput")
+parser.add_argument("--batch_size", type=int, default=32, help="for the throughput")
 parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--calls", type=int, default=20, help="a turn at batch 1, after two that are not counted")
+parser.add_argument("--calls", type=int, default=20, help="calls a turn at batch 1, after two that are not counted")
 parser.add_argument("--pause", type=float, default=0.5, help="seconds before a turn")
 options = parser.parse_args()
 BERT_BASE = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
@@ -82,9 +82,9 @@ for length in options.lengths:
         row = {"S": length, "model": name, "engine": engine}
         row |= {"p50 ms": np.percentile(times, 50), "p95 ms": np.percentile(times, 95)}
         row["sequences/s"] = 1000 * options.batch_size / np.median(turns[(name, engine), options.batch_size])
-        own = medians[name, engine]
-        row["× same engine"] = median(map(truediv, medians[first, engine], own))
-        row["× torch"] = median(map(truediv, medians[first, "torch"], own))
+        by_round = medians[name, engine]
+        row["× same engine"] = median(map(truediv, medians[first, engine], by_round))
+        row["× torch"] = median(map(truediv, medians[first, "torch"], by_round))
         rows.append(row)
 print("| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|", sep="\n")
 for row in rows:

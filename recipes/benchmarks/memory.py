@@ -1,11 +1,11 @@
-"""Peak memory of the losses on attention by sequence length, theirs and the direct S×S forms, forward and backward.
+"""Peak memory of the losses on attention and of their direct S×S forms, by sequence length, forward and backward.
 
     python recipes/benchmarks/memory.py [--lengths 512 1024 2048 4096 8192] [--device cuda]
 
-One layer, B = 1, 12 heads, student heads of 26 and teacher heads of 64, no autocast. `attention` is
-`attention_score_mse`, `relation` is `relation_kl`; `direct` holds the scores (or log-softmax of them) of both models
-and lets autograd do the rest.
-A process each; what the inputs take is left out. `ms` is the median of 3 in the same process.
+One layer, B = 1, 12 attention heads of size 26 (student) and 64 (teacher), no autocast. `attention` is
+`attention_score_mse`, `relation` is `relation_kl`. `direct` holds the scores, or their log-softmax, of both models and
+leaves the rest to autograd. Each form runs in a separate process. Memory of the inputs is not counted. `ms` is the
+median of 3 in the same process.
 """
 
 import argparse
@@ -34,8 +34,9 @@ def direct_attention(student, teacher):
 
 
 def direct_relation(student, teacher):
-    ours, theirs = ((x @ x.mT * x.shape[-1] ** -0.5).log_softmax(-1) for x in (student, teacher))
-    return torch.nn.functional.kl_div(ours, theirs, reduction="sum", log_target=True) / ours[..., 0].numel()
+    student_log, teacher_log = ((x @ x.mT * x.shape[-1] ** -0.5).log_softmax(-1) for x in (student, teacher))
+    total = torch.nn.functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+    return total / student_log[..., 0].numel()
 
 
 LOSSES = {
@@ -56,7 +57,7 @@ def measure(name: str, length: int) -> None:
     """Print megabytes over the inputs and milliseconds of one loss."""
     student = torch.randn(1, 12, length, 26, device=options.device, requires_grad=True)
     teacher = torch.randn(1, 12, length, 64, device=options.device)
-    LOSSES[name](student[:, :, :8], teacher[:, :, :8]).sum().backward()  # libraries are loaded before the count
+    LOSSES[name](student[:, :, :8], teacher[:, :, :8]).sum().backward()  # loads libraries before the count
     before, times = peak_bytes(), []
     for _ in range(3):
         student.grad = None

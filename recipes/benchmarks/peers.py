@@ -1,15 +1,16 @@
-"""Seconds of a training step, BERT-base → TinyBERT4 (random weights), beside the packages that people use today.
+"""Seconds of a training step, BERT-base → TinyBERT4 (random weights), beside other packages.
 
     pip install -e '.[benchmarks]'
     python recipes/benchmarks/peers.py [--device cuda --bf16] [--lengths 128 512 2048] [--memory]
     python recipes/benchmarks/peers.py --task sst2 --rows 1000 --rounds 1        # an epoch of real sentences
 
-A step: both forward passes, losses, backward pass, clipping and AdamW, from the end of one optimizer step to the end
-of the next, with the package's own data loading and logging; the mean over a turn but its first. Each variant has a
-process; they take turns, medians over rounds, ratios within a round: to `ours`, of `relation` to `ours relation`.
-`trainer` is the Trainer subclass that people write, `relation` MiniLMv2's loss in the direct way of bertdistiller
-(which itself needs transformers 4). With --task a turn is an epoch of batches of 32, timed from its very start and
-padded to their longest; ours groups rows by length.
+A step is both forward passes, losses, backward pass, clipping and AdamW, from the end of one optimizer step to the end
+of the next, with the package's own data loading and logging. The table shows the mean over a turn without its first
+step. Each variant has a process. They take turns, the table shows medians over rounds, and ratios are taken within a
+round: to `hf_tinybert`, and of `relation` to `hf_tinybert relation`. `trainer` is the usual Trainer subclass.
+`relation` is MiniLMv2's loss in the direct way of bertdistiller (which itself needs transformers 4). With --task a
+turn is an epoch of batches of 32, padded to their longest row and timed from the very start; hf_tinybert groups rows
+by length.
 """
 
 import argparse
@@ -34,16 +35,16 @@ from hf_tinybert import GLUE, TINYBERT4, DistillationArguments, DistillationTrai
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--bf16", action="store_true")
-parser.add_argument("--teacher_dtype", help="of ours, e.g. bfloat16")
+parser.add_argument("--teacher_dtype", help="of hf_tinybert, e.g. bfloat16")
 parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
-parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
+parser.add_argument("--tokens", type=int, default=1024, help="number of tokens in a batch")
 parser.add_argument("--task", choices=GLUE, help="real rows instead of --lengths")
 parser.add_argument("--data", default="nyu-mll/glue", help="of --task")
 parser.add_argument("--rows", type=int, default=1000, help="of --task")
 parser.add_argument("--tokenizer", default="bert-base-uncased", help="of --task")
 parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
-parser.add_argument("--memory", action="store_true", help="peak memory of each process too")
+parser.add_argument("--steps", type=int, default=3, help="steps in a turn; the first is not counted")
+parser.add_argument("--memory", action="store_true", help="measure the peak memory of each process too")
 parser.add_argument("--teacher_size", type=int, nargs=4, default=[12, 768, 3072, 12], help="as --size")
 parser.add_argument("--size", type=int, nargs=4, default=[*TINYBERT4.values()], help="layers, width, inner, heads")
 parser.add_argument("--peers", nargs="+", help="variants to run; default: all")
@@ -53,7 +54,7 @@ if options.task:
     collator = transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(options.tokenizer))
 else:
     collator = transformers.default_data_collator
-cuda, (ours_wide, theirs_wide) = options.device == "cuda", (options.size[1], options.teacher_size[1])
+cuda, student_width, teacher_width = options.device == "cuda", options.size[1], options.teacher_size[1]
 every = options.teacher_size[0] // options.size[0]  # hidden state m·every is read for m; 0 is the embedding output
 names = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(options.teacher_size[0]))]
 modules = list(zip(names, names[::every], strict=False))
@@ -67,7 +68,7 @@ class Usual(transformers.Trainer):
         student = model(**inputs, **read)
         pairs = list(zip(student.attentions, teacher.attentions[every - 1 :: every], strict=True))
         pairs += zip(map(model.projection, student.hidden_states), teacher.hidden_states[::every], strict=True)
-        return sum(mse_loss(ours, theirs) for ours, theirs in pairs)
+        return sum(mse_loss(*pair) for pair in pairs)
 
 
 class Relation(transformers.Trainer):
@@ -75,7 +76,7 @@ class Relation(transformers.Trainer):
         with torch.no_grad():
             teacher = [scores.softmax(-1) for scores in self.relations(self.teacher, inputs)]
         student = [scores.log_softmax(-1) for scores in self.relations(model, inputs)]
-        total = sum(kl_div(ours, theirs, reduction="sum") for ours, theirs in zip(student, teacher, strict=True))
+        total = sum(kl_div(*pair, reduction="sum") for pair in zip(student, teacher, strict=True))
         return total / (3 * teacher[0][..., 0].numel())
 
     def relations(self, model, inputs):
@@ -88,10 +89,10 @@ class Relation(transformers.Trainer):
 class ProjectedMSE(torch.nn.MSELoss):  # ModelOpt takes losses of two layers' outputs, and has no projections
     def __init__(self):
         super().__init__()
-        self.projection = torch.nn.Linear(ours_wide, theirs_wide)
+        self.projection = torch.nn.Linear(student_width, teacher_width)
 
-    def forward(self, ours, theirs):
-        return super().forward(self.projection(ours), theirs)
+    def forward(self, student_states, teacher_states):
+        return super().forward(self.projection(student_states), teacher_states)
 
 
 def batch_size(length: int) -> int:
@@ -129,17 +130,17 @@ def loop(length: int, parameters):
     return batches, torch.optim.AdamW(parameters, args.learning_rate, weight_decay=args.weight_decay, fused=True)
 
 
-def ours(length: int, *losses: str):
+def hf_tinybert(length: int, *losses: str):
     teacher, student = models(length)
-    own = {"bf16": options.bf16, "teacher_dtype": options.teacher_dtype}
-    own |= {"train_sampling_strategy": "group_by_length"} if options.task else {}
-    args = arguments(length, DistillationArguments, loss_type=list(losses), **own)
+    order = {"train_sampling_strategy": "group_by_length"} if options.task else {}
+    precision = {"bf16": options.bf16, "teacher_dtype": options.teacher_dtype}
+    args = arguments(length, DistillationArguments, loss_type=list(losses), **precision, **order)
     return DistillationTrainer(student, args, collator, data(length), teacher_model=teacher).train
 
 
 def subclass(length: int, kind: type[transformers.Trainer], attention: str):
     teacher, student = models(length, attention)
-    student.projection = torch.nn.Linear(ours_wide, theirs_wide).to(options.device)
+    student.projection = torch.nn.Linear(student_width, teacher_width).to(options.device)
     trainer = kind(student, arguments(length), collator, data(length))
     trainer.teacher = teacher
     return trainer.train
@@ -151,19 +152,19 @@ def textbrewer(length: int):
     teacher, student = models(length, "eager")
     matches = []
     for m in range(len(student.bert.encoder.layer) + 1):
-        linear = ["linear", ours_wide, theirs_wide]
+        linear = ["linear", student_width, teacher_width]
         hidden = {"feature": "hidden", "loss": "hidden_mse", "layer_S": m, "layer_T": m * every, "proj": linear}
         attention = {"feature": "attention", "loss": "attention_mse", "layer_S": m - 1, "layer_T": m * every - 1}
         matches += [hidden, attention] if m else [hidden]
     config = DistillationConfig(intermediate_matches=[{"weight": 1, **match} for match in matches])
     args = TrainingConfig(output_dir="runs/peers", device=options.device, ckpt_steps=options.steps)
 
-    def adapt(batch, outputs):  # without logits there is no loss on them, without labels none on these
+    def adapt(batch, outputs):  # no logits and no labels: no losses on them
         return {"attention": outputs.attentions, "hidden": outputs.hidden_states}
 
     def turn():
         distiller = GeneralDistiller(args, config, teacher, student, adapt, adapt)
-        batches, optimizer = loop(length, student.parameters())  # its projections join this optimizer as it starts
+        batches, optimizer = loop(length, student.parameters())  # gets the projections as training starts
         with distiller:
             distiller.train(optimizer, batches, num_steps=options.steps, max_grad_norm=1.0, **read)
 
@@ -174,7 +175,7 @@ def silverspoon(length: int):
     from silverspoon_kd import HolisticDistiller, TrainingArguments, create_alignments
 
     teacher, student = models(length)
-    pairs = create_alignments(teacher, student, {f"^{theirs}$": f"^{ours}$" for ours, theirs in modules})
+    pairs = create_alignments(teacher, student, {f"^{name}$": f"^{student_name}$" for student_name, name in modules})
     args = arguments(length, TrainingArguments)
     rows = {"train_dataset": data(length), "data_collator": collator}
     return HolisticDistiller(student, teacher, pairs, args=args, **rows).train
@@ -202,22 +203,23 @@ def modelopt(length: int):
     return turn
 
 
-VARIANTS = {  # what it computes, what makes its turn (silverspoon and ModelOpt have no attention losses)
-    "ours": ("attention scores, hidden, embedding", lambda length: ours(length, "attention", "hidden", "embedding")),
+TINYBERT_LOSSES = ("attention", "hidden", "embedding")
+VARIANTS = {  # what it computes, and what makes its turn (silverspoon and ModelOpt have no attention losses)
+    "hf_tinybert": ("attention scores, hidden, embedding", lambda length: hf_tinybert(length, *TINYBERT_LOSSES)),
     "trainer": ("attention probabilities, hidden, embedding", lambda length: subclass(length, Usual, "eager")),
     "textbrewer": ("attention probabilities, hidden, embedding", textbrewer),
     "silverspoon": ("hidden, embedding; no attention", silverspoon),
     "modelopt": ("hidden, embedding; no attention", modelopt),
-    "ours relation": ("relation", lambda length: ours(length, "relation")),
-    # it reads no attention probabilities: bertdistiller, too, leaves attention at transformers' default
+    "hf_tinybert relation": ("relation", lambda length: hf_tinybert(length, "relation")),
+    # It reads no attention probabilities, so attention stays at transformers' default, as in bertdistiller.
     "relation": ("relation", lambda length: subclass(length, Relation, "sdpa")),
 }
 PACKAGES = {"textbrewer": "textbrewer", "silverspoon": "silverspoon-kd", "modelopt": "nvidia-modelopt"}
 
 
 def work(variant: str, length: int, pipe) -> None:
-    """In a process of its own: a turn for each message; sends back seconds a step and peak MB, or an error."""
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if memory ends, the kernel is to end this process
+    """Run a turn for each message, in a separate process; send back seconds a step and peak MB, or an error."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel ends this process first
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 the peers' progress bars and logs
     transformers.logging.set_verbosity_error()
     turn, ends, wait = None, [], torch.cuda.synchronize if cuda else int
@@ -226,8 +228,9 @@ def work(variant: str, length: int, pipe) -> None:
         while pipe.recv():
             turn = turn or VARIANTS[variant][1](length)
             ends[:] = [perf_counter()] if options.task else []  # an epoch is timed from its very start
-            # Trainer's bf16 is of the student's forward pass only, others have none; cached casts would outlive a step
-            lower = options.bf16 and not variant.startswith("ours")
+            # Trainer's bf16 covers the student's forward pass only, and the other packages have none. Cached casts
+            # would outlive a step.
+            lower = options.bf16 and not variant.startswith("hf_tinybert")
             with torch.autocast(options.device, torch.bfloat16, enabled=lower, cache_enabled=False):
                 turn()
             assert len(ends) == options.steps + bool(options.task), f"{len(ends)} optimizer steps"
@@ -239,10 +242,10 @@ def work(variant: str, length: int, pipe) -> None:
 
 
 def start(variant: str, length: int):
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=work, args=(variant, length, theirs), daemon=True)
+    pipe, far_end = context.Pipe()
+    process = context.Process(target=work, args=(variant, length, far_end), daemon=True)
     process.start()
-    theirs.close()  # so that the pipe ends where the process does
+    far_end.close()  # so that the pipe ends with the process
     return process, pipe
 
 
@@ -252,10 +255,10 @@ def ask(process, pipe) -> tuple[float, float] | str:
         return pipe.recv()
     except (EOFError, OSError):
         process.join()
-        return f"ended with exit code {process.exitcode}"  # -9: killed, for want of memory
+        return f"ended with exit code {process.exitcode}"  # -9: killed because memory ran out
 
 
-context = multiprocessing.get_context("fork")  # after the imports; this process itself computes nothing
+context = multiprocessing.get_context("fork")  # after the imports; this process computes nothing
 installed = {package.name: package.version for package in distributions()}
 wanted = {name: VARIANTS[name] for name in options.peers or VARIANTS}
 missing = [name for name in wanted if name in PACKAGES and PACKAGES[name] not in installed]
@@ -277,7 +280,7 @@ for length in options.lengths:
         process.kill()
         process.join()
     for name in chosen:
-        base = "ours relation" if "relation" in name else "ours"
+        base = "hf_tinybert relation" if "relation" in name else "hf_tinybert"
         both = base in chosen and not {name, base} & set(errors)
         cells = [options.task or length, batch_size(length), name, wanted[name][0]]
         cells += [errors.get(name) or median(turns[name])]

@@ -1,12 +1,12 @@
-"""Time and peak memory of one intermediate step, BERT-base → TinyBERT4 (random weights), by sequence length.
+"""Time and peak memory of one step of the intermediate phase, BERT-base → TinyBERT4 (random weights), by length.
 
     python recipes/benchmarks/step.py [--device cuda --bf16] [--lengths 128 512 2048] [--rounds 5] [--memory]
-    python recipes/benchmarks/step.py --modern --lengths 2048 8192 --rounds 1 --variants limit ours --memory
+    python recipes/benchmarks/step.py --modern --lengths 2048 8192 --rounds 1 --variants limit hf_tinybert --memory
 
-`limit`: teacher forward, student forward and backward under sdpa and nothing else. `eager`: the usual Trainer subclass
-(output_attentions, MSE of attention probabilities and of projected hidden states). `ours`: DistillationTrainer with
-attention, hidden and embedding losses. They take turns, ratios are medians over rounds; a step ends before the
-optimizer. Memory: one process each.
+`limit` is teacher forward, student forward and backward under sdpa and nothing else. `eager` is the usual Trainer
+subclass (output_attentions, MSE of attention probabilities and of projected hidden states). `hf_tinybert` is
+DistillationTrainer with attention, hidden and embedding losses. The variants take turns, and ratios are medians over
+rounds. A step ends before the optimizer. Memory is measured in one process for each variant.
 """
 
 import argparse
@@ -29,14 +29,16 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
-parser.add_argument("--tokens", type=int, default=1024, help="tokens a batch")
+parser.add_argument("--tokens", type=int, default=1024, help="number of tokens in a batch")
 parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--steps", type=int, default=3, help="steps a turn; the first is not counted")
+parser.add_argument("--steps", type=int, default=3, help="steps in a turn; the first is not counted")
 parser.add_argument("--modern", action="store_true", help="both ModernBERT's architecture instead of BERT's")
-parser.add_argument("--variants", nargs="+", default=["limit", "ours", "eager"], help="the first is the baseline")
-parser.add_argument("--teacher_dtype", help="of ours")
-parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
-parser.add_argument("--profile", action="store_true", help="the top operators of ours too, of one turn")
+parser.add_argument(
+    "--variants", nargs="+", default=["limit", "hf_tinybert", "eager"], help="the first is the baseline"
+)
+parser.add_argument("--teacher_dtype", help="of hf_tinybert")
+parser.add_argument("--memory", action="store_true", help="measure peak memory too")
+parser.add_argument("--profile", action="store_true", help="print the top operators of one turn of hf_tinybert")
 parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
 options = parser.parse_args()
 cuda = options.device == "cuda"
@@ -44,7 +46,7 @@ cuda = options.device == "cuda"
 
 class Limit(transformers.Trainer):
     def compute_loss_context_manager(self):
-        return self.accelerator.autocast()  # Accelerate's own covers the forward of the whole student only
+        return self.accelerator.autocast()  # Accelerate's covers only the forward of the whole student
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():
@@ -60,7 +62,7 @@ class Eager(Limit):
         student = model.base_model(**inputs)
         pairs = list(zip(student.attentions, teacher.attentions[2::3], strict=True))
         pairs += zip(map(model.projection, student.hidden_states), teacher.hidden_states[::3], strict=True)
-        return sum(mse_loss(ours, theirs) for ours, theirs in pairs)
+        return sum(mse_loss(*pair) for pair in pairs)
 
 
 class Clock(transformers.TrainerCallback):
@@ -86,7 +88,7 @@ def build(variant: str, length: int) -> tuple[transformers.Trainer, list[float]]
     args = {"output_dir": "runs/step", "save_strategy": "no", "bf16": options.bf16, "use_cpu": not cuda}
     args |= {"max_steps": options.steps, "per_device_train_batch_size": batch}
     common = {"model": student, "train_dataset": data, "callbacks": [clock := Clock()]}
-    if variant == "ours":
+    if variant == "hf_tinybert":
         args |= {"loss_type": ["attention", "hidden", "embedding"], "teacher_dtype": options.teacher_dtype}
         arguments = DistillationArguments(**args)
         return DistillationTrainer(**common, args=arguments, teacher_model=teacher), clock.times
@@ -96,7 +98,8 @@ def build(variant: str, length: int) -> tuple[transformers.Trainer, list[float]]
     return trainer, clock.times
 
 
-def milliseconds(times: list[float]) -> list[float]:  # of each turn
+def milliseconds(times: list[float]) -> list[float]:
+    """The median step of each turn."""
     taken = [1000 * (end - start) for start, end in zip(times[::2], times[1::2], strict=True)]
     return [median(taken[start + 1 : start + options.steps]) for start in range(0, len(taken), options.steps)]
 
@@ -120,11 +123,11 @@ for length in options.lengths:
     turns = {name: milliseconds(times) for name, (_, times) in runs.items()}
     row |= {f"{name} ms": median(turn) for name, turn in turns.items()}
     baseline, *others = options.variants
-    for name in others:  # within a round, so that a machine that slows down slows both
+    for name in others:  # within a round: a slow machine slows both
         row[f"{name} / {baseline}"] = median(map(truediv, turns[name], turns[baseline]))
     if options.profile:
         with torch.profiler.profile() as profile:
-            runs["ours"][0].train()
+            runs["hf_tinybert"][0].train()
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
     del runs, trainer
     if options.memory:

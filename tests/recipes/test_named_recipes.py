@@ -1,4 +1,4 @@
-"""The recipes of systems by name, run with --smoke on tiny teachers and data."""
+"""The recipes of published systems, run with --smoke on tiny teachers and data."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ CONTEXT = "the play was very bright . the film was not good . the book is dull .
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a recipe in the test's folder and in this process, which need not import everything anew."""
+    """Runs a recipe in the test's folder and in this process, because a new process imports everything again."""
     monkeypatch.chdir(tmp_path)
 
     def run(recipe, *flags):
@@ -83,22 +83,29 @@ def squad(folder):
 
 
 def stages(folder) -> list[dict]:
-    """What the student's config says that it was trained on."""
+    """The trainings that the configuration of a saved student records."""
     return json.loads((folder / "config.json").read_text())["distillation"]["stages"]
+
+
+def weights(stage: dict) -> dict[str, float]:
+    """The weight of each loss of a training."""
+    return {loss["name"]: loss["weight"] for loss in stage["losses"]}
+
+
+def teacher_names(stage: dict) -> list[str]:
+    return [teacher["model"]["name"] for teacher in stage["teachers"]]
 
 
 def test_recipes_are_short_and_say_what_they_are():
     for recipe in ("tinybert_squad", "tinyroberta", "tinybert_german", "sead", "minilm", "tinybert_384"):
         source = (RECIPES / f"{recipe}.py").read_text()
         tree = ast.parse(source)
-        assert len(source.splitlines()) <= 100
+        assert len(source.splitlines()) <= 110
         assert all(
             word in ast.get_docstring(tree) for word in (f"python recipes/{recipe}.py", "Hardware: ", "--smoke")
         )
-        ours = [
-            node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "tinybert" in node.module
-        ]
-        assert ours == ["hf_tinybert"]
+        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert [module for module in modules if "tinybert" in module] == ["hf_tinybert"]
 
 
 def test_tinybert_384(tmp_path, run):
@@ -110,8 +117,8 @@ def test_tinybert_384(tmp_path, run):
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/sst2/student")
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (2, 24)
     general, intermediate, prediction = stages(tmp_path / "out/sst2/student")
-    trm = {"attention": 1.0, "hidden": 1.0, "embedding": 1.0}
-    assert [stage["losses"] for stage in (general, intermediate, prediction)] == [trm, trm, {"prediction": 1.0}]
+    layers = {"attention": 1.0, "hidden": 1.0, "embedding": 1.0}
+    assert [weights(stage) for stage in (general, intermediate, prediction)] == [layers, layers, {"prediction": 1.0}]
 
 
 @pytest.mark.parametrize(("version", "loss"), [(1, "minilm"), (2, "relation")])
@@ -119,11 +126,11 @@ def test_minilm(tmp_path, run, version, loss):
     flags = ("--teacher", saved(tmp_path / "base"), "--data", texts(tmp_path), "--version", version)
     run("minilm.py", *flags, "--output_dir", "out", "--smoke")
     (stage,) = stages(tmp_path / "out")
-    assert stage["losses"] == {loss: 1.0}
+    assert weights(stage) == {loss: 1.0}
     assert json.loads((tmp_path / "out/trainer_state.json").read_text())["global_step"] == 2
 
 
-def test_tinybert_squad_augments_the_intermediate_step_alone(tmp_path, run):
+def test_tinybert_squad_augments_only_the_intermediate_phase(tmp_path, run):
     flags = ("--teacher", saved(tmp_path / "base"), "--data", *squad(tmp_path), "--masked_lm")
     flags += (saved(tmp_path / "mlm", BertForMaskedLM), "--augment", 2, "--output_dir", "out")
     run("tinybert_squad.py", *flags, "--smoke")
@@ -151,7 +158,7 @@ def test_tinybert_squad_from_a_general_student(tmp_path, run):
     run("tinybert_squad.py", *flags, "--student", student, "--prediction_epochs", 1)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["rows"] == 8
-    assert set(results["seconds"]) == {"intermediate", "prediction"}  # the teacher has its head
+    assert set(results["seconds"]) == {"intermediate", "prediction"}  # the teacher has a prediction head
 
 
 def test_tinyroberta(tmp_path, run):
@@ -164,12 +171,13 @@ def test_tinyroberta(tmp_path, run):
     results = json.loads((tmp_path / "out/squad_v2/results.json").read_text())
     assert set(results["seconds"]) == {"intermediate", "prediction"}
     general, intermediate, prediction = stages(tmp_path / "out/squad_v2/student")
-    assert [stage["teacher"] for stage in (general, intermediate, prediction)] == ["./base", "./teacher", "./large"]
-    assert prediction["losses"] == {"prediction": 0.75 * 1.5**2, "task": 0.25}
-    assert prediction["temperature"] == 1.5
+    trainings = (general, intermediate, prediction)
+    assert [teacher_names(stage) for stage in trainings] == [["./base"], ["./teacher"], ["./large"]]
+    assert weights(prediction) == {"prediction": 0.75 * 1.5**2, "task": 0.25}
+    assert [loss["settings"].get("temperature") for loss in prediction["losses"]] == [1.5, None]
 
 
-def test_tinybert_german_keeps_the_rows_of_common_pieces(tmp_path, run):
+def test_tinybert_german_keeps_the_embeddings_of_common_tokens(tmp_path, run):
     english = saved(tmp_path / "english", BertForMaskedLM, layers=2, width=48)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "film", "book", "schön", "##er", "play", "goodfilm"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
@@ -189,7 +197,7 @@ def test_tinybert_german_keeps_the_rows_of_common_pieces(tmp_path, run):
     assert student.config.hidden_size == 48
     assert not torch.equal(student.get_input_embeddings().weight, start)
     (stage,) = stages(tmp_path / "out/general")
-    assert set(stage["losses"]) == {"attention", "hidden", "embedding", "prediction"}
+    assert set(weights(stage)) == {"attention", "hidden", "embedding", "prediction"}
 
 
 def test_sead_of_two_teachers_with_other_head_counts(tmp_path, run):
@@ -204,5 +212,5 @@ def test_sead_of_two_teachers_with_other_head_counts(tmp_path, run):
     intermediate, prediction = stages(tmp_path / "out/sst2/student")
     assert [teacher["weight"] for teacher in intermediate["teachers"]] == pytest.approx([2 / 3, 1 / 3])
     assert [teacher["weight"] for teacher in prediction["teachers"]] == pytest.approx([2 / 3, 1 / 3])
-    assert set(intermediate["losses"]) == {"relation", "hidden", "embedding"}
-    assert set(prediction["losses"]) == {"prediction", "task"}
+    assert set(weights(intermediate)) == {"relation", "hidden", "embedding"}
+    assert set(weights(prediction)) == {"prediction", "task"}
