@@ -140,16 +140,9 @@ def test_no_file_holds_a_path_or_a_token(teacher, tmp_path):
 
 def test_scores_are_those_of_the_best_step_that_was_loaded(teacher, student, tmp_path):
     scores = iter([0.5, 0.9, 0.1])
-    args = arguments(
-        tmp_path,
-        max_steps=3,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-    )
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    args = arguments(tmp_path, max_steps=3, **every_step, **best)
     trainer = DistillationTrainer(
         student,
         args,
@@ -219,19 +212,8 @@ def test_a_pushed_card_names_the_commit_of_the_teacher(hub, teacher, tmp_path, b
 
 
 def stage(losses: list[LossRecord], *teachers: TeacherRecord) -> Stage:
-    return Stage(
-        losses=losses,
-        teachers=list(teachers),
-        teacher_logits="confidence",
-        data=DataRecord("glue", "sst2", "train", 67349),
-        augmentation=None,
-        epochs=3.0,
-        max_steps=None,
-        learning_rate=3e-5,
-        batch_size=32,
-        seed=42,
-        precision="bf16",
-    )
+    data = DataRecord("glue", "sst2", "train", 67349)
+    return Stage(losses, list(teachers), "confidence", data, None, 3.0, None, 3e-5, 32, 42, "bf16")
 
 
 def extended(student, lineage: Lineage, **card_arguments) -> ModelCard:
