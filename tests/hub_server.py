@@ -3,7 +3,7 @@
     python tests/hub_server.py --port 8000  # prints its URL
     export HF_ENDPOINT=<URL> HF_TOKEN=hf_test HF_HUB_DISABLE_XET=1  # for the processes that are to use it
 
-Any test takes the fixture `hub`. Large files go by the LFS protocol, since Xet's servers are not part of it.
+Any test can use the fixture `hub`. Large files use the LFS protocol, because Xet has servers of its own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ REPO = r"(?:(?P<type>model|dataset)s/)?(?P<id>[\w.-]+/[\w.-]+)"
 
 @dataclass
 class Repo:
-    """Commits by hash, each the whole of its files, and the branches that point to them."""
+    """A repository: commits by hash, which hold all of their files, and the branches that point to them."""
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """The next `times` requests like this answer `status`; or the connection is cut, inside the upload or after it."""
+    """The next `times` requests like this get the answer `status`, or lose the connection "inside" or "after" them."""
 
     method: str
     path: str
@@ -56,7 +56,7 @@ class Fault:
 
 
 class Answer(Exception):
-    """What a handler ends with where it is not a plain JSON result."""
+    """Raised by a page whose answer is not a plain JSON result."""
 
     def __init__(self, status: int, message: str = "", code: str | None = None, body: dict | None = None):
         super().__init__(message)
@@ -65,7 +65,7 @@ class Answer(Exception):
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; tests look at `repos`, at the `requests` it got, and tell it to `fail` or to `cut`."""
+    """The server. Tests read its `repos` and `requests`, and tell it to `fail` or to `cut` a connection."""
 
     daemon_threads = True
 
@@ -90,7 +90,7 @@ class Hub(ThreadingHTTPServer):
         self.faults.append(Fault(method, path, status, times))
 
     def cut(self, method: str, path: str, when: str = "inside", times: float = 1) -> None:
-        """Hang up `inside` the request, or `after` it was done and before its answer."""
+        """Close the connection "inside" the request, or "after" it was done and before its answer."""
         self.faults.append(Fault(method, path, when, times))
 
     def count(self, method: str, path: str) -> int:
@@ -132,9 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.status != "after":
             return self._answer(fault.status, (b"<html>Something broke</html>", {"Content-Type": "text/html"}))
         try:
-            endpoint, found = self._route(path)
+            endpoint, parts = self._route(path)
             with self.server.lock:
-                answer = 200, endpoint(self, **self._find(found))
+                answer = 200, endpoint(self, **self._find(parts))
         except Answer as refused:
             answer = refused.status, refused.body, refused.headers
         if fault:
@@ -179,20 +179,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _find(self, found: dict) -> dict:
-        """The repository and revision that a path names, if this user may see or change them."""
+    def _find(self, parts: dict) -> dict:
+        """The parts of a path, with the repository that they name if this user may see or change it."""
         user = self.user
-        if "id" in found:
-            kind, name = found.pop("type") or "model", found.pop("id")
-            found["repo"] = self.server.repos.get((kind, name))
-            found["name"] = (kind, name)
-            if found["repo"] is None or (found["repo"].private and not user):
-                raise Answer(404 if user else 401, "Repository not found", "RepoNotFound")
+        if "id" in parts:
+            kind, name = parts.pop("type") or "model", parts.pop("id")
+            parts["repo"] = self.server.repos.get((kind, name))
+            parts["name"] = (kind, name)
+            if parts["repo"] is None or (parts["repo"].private and not user):
+                raise Answer(404 if user else 401, "Repository not parts", "RepoNotFound")
             if self.command == "POST" and "/paths-info/" not in self.path:
                 self.need(name.split("/")[0])
-        if found.get("revision") and not {found["revision"]} & {*found["repo"].branches, *found["repo"].commits}:
-            raise Answer(404, f"Invalid rev id: {found['revision']}", "RevisionNotFound")
-        return found
+        if parts.get("revision") and not {parts["revision"]} & {*parts["repo"].branches, *parts["repo"].commits}:
+            raise Answer(404, f"Invalid rev id: {parts['revision']}", "RevisionNotFound")
+        return parts
 
     @property
     def user(self) -> str | None:
@@ -221,10 +221,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": USER, "orgs": [{"type": "org", "name": ORGANISATION}]}
 
     def create(self):
-        wanted = self.json()
-        owner, kind = wanted.get("organization") or USER, wanted.get("type") or "model"
+        asked = self.json()
+        owner, kind = asked.get("organization") or USER, asked.get("type") or "model"
         self.need(owner)
-        name, private = f"{owner}/{wanted['name']}", wanted.get("visibility") == "private"
+        name, private = f"{owner}/{asked['name']}", asked.get("visibility") == "private"
         url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
         if (kind, name) in self.server.repos:
             raise Answer(409, "You already created this repo", body={"url": url, "name": name})
@@ -251,15 +251,15 @@ class Handler(BaseHTTPRequestHandler):
         for file in self.json()["files"]:
             known = repo.files(revision).get(file["path"])
             mode = "lfs" if is_lfs(base64.b64decode(file["sample"])) else "regular"
-            found = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
-            files.append(found | ({"oid": oid(known)} if known is not None else {}))
+            facts = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+            files.append(facts | ({"oid": oid(known)} if known is not None else {}))
         return {"files": files}
 
     def lfs_batch(self, repo, name):
         objects = []
-        for wanted in self.json()["objects"]:
-            actions = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}"}}
-            objects.append(wanted if wanted["oid"] in self.server.blobs else {**wanted, "actions": actions})
+        for asked in self.json()["objects"]:
+            actions = {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}
+            objects.append(asked if asked["oid"] in self.server.blobs else {**asked, "actions": actions})
         return {"transfer": "basic", "objects": objects}
 
     def put_blob(self, blob):
@@ -289,9 +289,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo, name, revision=None):
         revision = revision or "main"
-        found = {"id": name[1], "sha": repo.branches.get(revision, revision), "private": repo.private, "tags": []}
-        found |= {"modelId": name[1], "createdAt": DATE, "lastModified": DATE, "gated": False, "disabled": False}
-        return found | {"siblings": [{"rfilename": path} for path in repo.files(revision)], "downloads": 0}
+        facts = {"id": name[1], "sha": repo.branches.get(revision, revision), "private": repo.private, "tags": []}
+        facts |= {"modelId": name[1], "createdAt": DATE, "lastModified": DATE, "gated": False, "disabled": False}
+        return facts | {"siblings": [{"rfilename": path} for path in repo.files(revision)], "downloads": 0}
 
     def tree(self, repo, name, revision, folder=None):
         prefix = f"{folder}/" if folder else ""
@@ -304,14 +304,14 @@ class Handler(BaseHTTPRequestHandler):
         return [{"type": "directory", "path": p, "size": 0, "oid": "0" * 40} for p in sorted(folders)] + listed
 
     def paths_info(self, repo, name, revision):
-        files, found = repo.files(revision), []
-        wanted = self.json() if self.body[:1] == b"{" else parse_qs(self.body.decode())
-        for path in wanted["paths"]:
+        files, entries = repo.files(revision), []
+        asked = self.json() if self.body[:1] == b"{" else parse_qs(self.body.decode())
+        for path in asked["paths"]:
             if path in files:
-                found.append(entry(path, files[path]))
+                entries.append(entry(path, files[path]))
             elif any(other.startswith(f"{path}/") for other in files):
-                found.append({"type": "directory", "path": path, "size": 0, "oid": "0" * 40})
-        return found
+                entries.append({"type": "directory", "path": path, "size": 0, "oid": "0" * 40})
+        return entries
 
     def resolve(self, repo, name, revision, file):
         headers = {"X-Repo-Commit": repo.branches.get(revision, revision), "Accept-Ranges": "bytes"}

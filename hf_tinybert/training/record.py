@@ -33,10 +33,7 @@ def describe_stage(
     """
     schedules = args.loss_schedules or ["constant"] * len(losses)
     return Stage(
-        losses=[
-            _loss_record(loss, schedule)
-            for loss, schedule in zip(losses, schedules, strict=False)
-        ],
+        losses=[_loss_record(loss, schedule) for loss, schedule in zip(losses, schedules, strict=False)],
         teachers=[
             TeacherRecord(ModelRecord.from_config(teacher.model.config), teacher.weight, _layers_read(losses, teacher))
             for teacher in teachers
