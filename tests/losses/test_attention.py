@@ -54,30 +54,52 @@ def value_and_gradients(loss, student_query, student_key, *rest):
     return value.detach(), query.grad, key.grad
 
 
-def relative_error(result, expected):
-    return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
+def relative_errors(result, expected):
+    """‖result − expected‖ / ‖expected‖ of each sequence."""
+    result, expected = (values.double().reshape(B, -1) for values in (result, expected))
+    return (result - expected).norm(dim=1) / expected.norm(dim=1)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 128, 129, 180, 181, 512])
-@pytest.mark.parametrize(("student_dim", "teacher_dim"), [(26, 64), (32, 32), (64, 16)])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("difference", [None, 0.3, 0.1, 0.03, 0.01])
-def test_equals_the_float64_reference(length, student_dim, teacher_dim, masked, difference):
+def cancellation(student_query, student_key, teacher_query, teacher_key, mask=None):
+    """r = ‖scores‖ / ‖difference of the scores‖ of each sequence, by which `attention_score_mse` bounds its error."""
+    ratios = []
+    for b in range(B):
+        real = slice(None) if mask is None else mask[b].bool()
+        student_scores, teacher_scores = (
+            query[b][:, real].double() @ key[b][:, real].double().mT / query.shape[-1] ** 0.5
+            for query, key in ((student_query, student_key), (teacher_query, teacher_key))
+        )
+        largest = max(student_scores.norm(), teacher_scores.norm())
+        ratios.append(largest / (student_scores - teacher_scores).norm())
+    return torch.stack(ratios)
+
+
+# Up to S = 2·(d_s + d_t) the scores are computed, from there on the Gram matrices.
+SIZES = [(1, 26, 64), (17, 64, 16), (128, 32, 32), (129, 32, 32), (180, 26, 64), (181, 26, 64), (512, 64, 16)]
+
+
+@pytest.mark.parametrize(("length", "student_dim", "teacher_dim"), SIZES)
+@pytest.mark.parametrize("difference", [None, 0.1, 1e-3])
+def test_equals_the_float64_reference_up_to_the_documented_error(length, student_dim, teacher_dim, difference):
     tensors = inputs(length, student_dim, teacher_dim, difference)
-    mask = padding(length) if masked else None
-    expected = value_and_gradients(reference, *tensors, mask)
-    result = value_and_gradients(attention_score_mse, *tensors, mask)
-    for got, want in zip(result, expected, strict=True):
-        assert relative_error(got, want) < 1e-3
+    for mask in (None, padding(length)):
+        ratios = cancellation(*tensors, mask)
+        assert difference is None or ratios.min() > 0.2 / difference
+        expected = value_and_gradients(reference, *tensors, mask)
+        result = value_and_gradients(attention_score_mse, *tensors, mask)
+        for values, expected_values in zip(result, expected, strict=True):
+            assert (relative_errors(values, expected_values) < 1e-6 * ratios).all()
 
 
-@pytest.mark.parametrize("difference", [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("difference", [1e-3, 1e-5])
 def test_float64_is_the_remedy_where_scores_agree_more_closely(difference):
+    """The value of the Gram form is off by r² roundings. The gradients are float32, as the student is."""
     tensors = inputs(512, 26, 64, difference)
-    expected = value_and_gradients(reference, *tensors)
-    result = value_and_gradients(lambda *args: attention_score_mse(*args, dtype=torch.float64), *tensors)
-    for got, want in zip(result, expected, strict=True):
-        assert relative_error(got, want) < 1e-3
+    value, *gradients = value_and_gradients(lambda *args: attention_score_mse(*args, dtype=torch.float64), *tensors)
+    expected, *expected_gradients = value_and_gradients(reference, *tensors)
+    assert (relative_errors(value, expected) < 1e-14 * cancellation(*tensors) ** 2).all()
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert (relative_errors(gradient, expected_gradient) < 1e-7).all()
 
 
 @pytest.mark.parametrize("length", [8, 128])
@@ -95,8 +117,7 @@ def test_autocast_changes_nothing(length):
     plain = value_and_gradients(attention_score_mse, *tensors)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = value_and_gradients(attention_score_mse, *tensors)
-    for got, want in zip(mixed, plain, strict=True):
-        assert torch.equal(got, want)
+    assert all(torch.equal(values, plain_values) for values, plain_values in zip(mixed, plain, strict=True))
 
 
 def test_score_matrices_give_the_same_loss():
@@ -163,17 +184,17 @@ def mean_heads_reference(student_query, student_key, teacher_query, teacher_key,
     return torch.stack(values)
 
 
-@pytest.mark.parametrize(("student_heads", "teacher_heads"), [(2, 4), (4, 2), (1, 4), (3, 3), (4, 1), (2, 6)])
-@pytest.mark.parametrize("length", [17, 400])
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("student_heads", "teacher_heads"), [(2, 4), (4, 1), (3, 3), (2, 6)])
+@pytest.mark.parametrize(("length", "dense"), [(17, False), (400, False), (17, True)])
 def test_mean_heads_equal_the_float64_reference(student_heads, teacher_heads, length, dense):
     generator = torch.Generator().manual_seed(0)
     shapes = [(student_heads, 16), (teacher_heads, 24)]
     tensors = [torch.randn(B, h, length, d, generator=generator) for h, d in shapes for _ in range(2)]
     mask = padding(length)
     expected = value_and_gradients(mean_heads_reference, *tensors, mask)
-    for got, want in zip(value_and_gradients(mean_heads, *tensors, mask, dense), expected, strict=True):
-        assert relative_error(got, want) < 1e-5
+    result = value_and_gradients(mean_heads, *tensors, mask, dense)
+    for values, expected_values in zip(result, expected, strict=True):
+        assert (relative_errors(values, expected_values) < 1e-5).all()
 
 
 def test_mean_heads_of_another_ratio_are_refused():
@@ -181,5 +202,12 @@ def test_mean_heads_of_another_ratio_are_refused():
     for mismatch in ((query, query, query[:, :4], query[:, :4]), (query[:, :4], query[:, :4], query, query)):
         with pytest.raises(ValueError, match=r"whole groups.*'relation' loss"):
             mean_heads(*mismatch)
-    with pytest.raises(ValueError, match=r"heads='sum'.*equal, mean"):
-        AttentionLoss(heads="sum")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"heads": "sum"}, r"heads='sum'.*equal, mean"), ({"dtype": "double?"}, r"dtype='double\?'")],
+)
+def test_unknown_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionLoss(**settings)

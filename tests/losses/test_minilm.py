@@ -13,10 +13,10 @@ def activations(d, seed):
     return Activations(mask, attentions=(None, QueryKey(*vectors[:2], d**-0.5, vectors[2].requires_grad_())))
 
 
-def divergence(ours, theirs, n):
+def divergence(student_scores, teacher_scores, n):
     """KL of one head of one sequence, from its n×n scores, with loops."""
-    ours, theirs = ours[:n, :n].softmax(-1), theirs[:n, :n].softmax(-1)
-    return sum(theirs[i, j] * (theirs[i, j] / ours[i, j]).log() for i in range(n) for j in range(n)) / n
+    p, q = teacher_scores[:n, :n].softmax(-1), student_scores[:n, :n].softmax(-1)
+    return sum(p[i, j] * (p[i, j] / q[i, j]).log() for i in range(n) for j in range(n)) / n
 
 
 def test_is_attention_and_value_relations_of_the_last_layer():

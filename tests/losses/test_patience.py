@@ -11,9 +11,9 @@ from hf_tinybert.losses import PatienceLoss, first_token_distance
 
 def reference(student, teacher):
     """Equation 7 for one layer of one example, with Python floats."""
-    ours, theirs = (vector.double().tolist() for vector in (student, teacher))
-    norms = [sum(x * x for x in vector) ** 0.5 for vector in (ours, theirs)]
-    return sum((s / norms[0] - t / norms[1]) ** 2 for s, t in zip(ours, theirs, strict=True))
+    student, teacher = student.double().tolist(), teacher.double().tolist()
+    student_norm, teacher_norm = (sum(x * x for x in vector) ** 0.5 for vector in (student, teacher))
+    return sum((s / student_norm - t / teacher_norm) ** 2 for s, t in zip(student, teacher, strict=True))
 
 
 def test_equals_the_formula_at_the_first_real_token():
@@ -26,10 +26,10 @@ def test_equals_the_formula_at_the_first_real_token():
 
 
 def test_adds_all_mapped_layers_but_the_last():
-    ours, theirs = torch.randn(4, 2, 3, 6), torch.randn(7, 2, 3, 6)
-    student, teacher = Activations(hidden_states=tuple(ours)), Activations(hidden_states=tuple(theirs))
-    value = PatienceLoss()(student, teacher, [(1, 2), (2, 4), (3, 6)])
-    expected = [sum(reference(ours[m][b, 0], theirs[g][b, 0]) for m, g in [(1, 2), (2, 4)]) for b in range(2)]
+    student, teacher = torch.randn(4, 2, 3, 6), torch.randn(7, 2, 3, 6)
+    activations = Activations(hidden_states=tuple(student)), Activations(hidden_states=tuple(teacher))
+    value = PatienceLoss()(*activations, [(1, 2), (2, 4), (3, 6)])
+    expected = [sum(reference(student[m][b, 0], teacher[g][b, 0]) for m, g in [(1, 2), (2, 4)]) for b in range(2)]
     torch.testing.assert_close(value, torch.tensor(expected))
 
 

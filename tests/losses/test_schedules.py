@@ -1,16 +1,18 @@
 """Scheduled and balanced weights: the pure functions, and training with them against what the log says."""
 
 import copy
-import json
 import math
 
 import pytest
 import torch
 from conftest import pad, rows
 from short_runs import assert_same_run, distil
+from transformers import BertConfig
 
 from hf_tinybert import AttentionLoss, DistillationTrainer, HiddenLoss, PredictionLoss, TaskLoss
+from hf_tinybert.lineage import Lineage, last_stage
 from hf_tinybert.losses.schedules import SCHEDULES, balance_factors, gradient_norm, scheduled_weight
+from hf_tinybert.training.companions import is_companion
 
 NAMES = ("attention", "hidden", "prediction", "task")
 
@@ -60,8 +62,7 @@ def test_scheduled_weights_train_and_are_logged(tmp_path, student, teacher):
         assert [log[f"{name}_weight"] for name in NAMES[:3]] == pytest.approx(weights[:3])
         assert "task_weight" not in log
         assert log["loss"] == pytest.approx(sum(w * log[f"{n}_loss"] for w, n in zip(weights, NAMES, strict=True)))
-    (stage,) = trainer.model.config.distillation["stages"]
-    assert stage["loss_schedules"] == dict(zip(NAMES, SCHEDULED, strict=True))
+    assert [loss.schedule for loss in last_stage(trainer.model.config).losses] == SCHEDULED
 
 
 def test_a_growing_loss_starts_at_nothing(tmp_path, student, teacher):
@@ -86,25 +87,26 @@ def test_another_number_of_schedules_is_refused(tmp_path, student, teacher):
         distil(tmp_path, student, teacher, losses(), loss_schedules=["constant"])
 
 
-def norm(gradients):
-    ours = [g.flatten() for name, g in gradients.items() if "projections" not in name]
-    return torch.linalg.vector_norm(torch.cat(ours)).item()
+def student_norm(gradients):
+    """The norm of the student's gradient, without what its projections get."""
+    student_gradients = [g.flatten() for name, g in gradients.items() if not is_companion(name)]
+    return torch.linalg.vector_norm(torch.cat(student_gradients)).item()
 
 
 def test_balance_against_one_run_a_loss(tmp_path, student, teacher):
     """Reference: the gradients of four runs, each of one loss; the batch is the only micro-batch."""
     single = [distil(tmp_path, copy.deepcopy(student), teacher, [loss]) for loss in losses()]
     steps = [gradients[0] for _, _, gradients in single]
-    target = sum(map(norm, steps)) / 4
+    target = sum(map(student_norm, steps)) / 4
     trainer, (log,), (balanced,) = distil(tmp_path, student, teacher, losses(), balance_losses=True)
-    expected = [target / norm(step) for step in steps]
+    expected = [target / student_norm(step) for step in steps]
     weights = [factor * loss.weight for factor, loss in zip(expected, losses(), strict=True)]
     assert max(expected) > 2 * min(expected)  # there is something to balance
     assert [log[f"{name}_weight"] for name in NAMES] == pytest.approx(weights, rel=1e-4)
     for name, gradient in balanced.items():
         parts = [factor * step[name] for factor, step in zip(expected, steps, strict=True) if name in step]
         torch.testing.assert_close(gradient, sum(parts), rtol=1e-3, atol=1e-5)
-    assert trainer.model.config.distillation["stages"][-1]["loss_factors"] == trainer._objective.factors
+    assert last_stage(trainer.model.config).factors == pytest.approx(dict(zip(NAMES, expected, strict=True)), rel=1e-4)
 
 
 def test_balanced_and_scheduled_training_resumes_bitwise(tmp_path, student, teacher):
@@ -114,8 +116,9 @@ def test_balanced_and_scheduled_training_resumes_bitwise(tmp_path, student, teac
     whole = copy.deepcopy(student)
     trainer, logs, _ = distil(tmp_path, whole, teacher, losses(), **changes)
     assert len({log["task_weight"] for log in logs}) == 1
-    saved = json.loads((tmp_path / "checkpoint-2/config.json").read_text())["distillation"]["stages"]
-    assert [stage["loss_factors"] for stage in saved] == [trainer._objective.factors]
+    factors = last_stage(whole.config).factors
+    assert len(factors) == 4
+    assert last_stage(BertConfig.from_pretrained(tmp_path / "checkpoint-2")).factors == factors
     args = copy.deepcopy(trainer.args)
     resumed = DistillationTrainer(student, args, pad, rows(20), teacher_model=teacher, losses=losses())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -134,8 +137,8 @@ def test_the_card_tells_schedules_and_factors(tmp_path, student, teacher):
 
 def test_a_second_training_is_balanced_anew(tmp_path, student, teacher):
     trainer, _, _ = distil(tmp_path, student, teacher, losses(), balance_losses=True, max_steps=3)
-    first = trainer._objective.factors
+    first = last_stage(student.config).factors
     trainer.train()
-    assert trainer._objective.factors != first
-    found = [stage["loss_factors"] for stage in student.config.distillation["stages"]]
-    assert found == [first, trainer._objective.factors]
+    before, after = (stage.factors for stage in Lineage.from_config(student.config).stages)
+    assert before == first
+    assert after != first

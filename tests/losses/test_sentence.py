@@ -23,8 +23,9 @@ def cosine(a, b):
 def test_equals_the_formula(pooling):
     student, teacher = torch.randn(2, 3, 4, 5).unbind()
     expected = []
-    for ours, theirs, mask in zip(student, teacher, MASK.bool(), strict=True):
-        pooled = [x[mask].mean(0) if pooling == "mean" else x[mask][0] for x in (ours, theirs)]
+    for student_states, teacher_states, mask in zip(student, teacher, MASK.bool(), strict=True):
+        real = student_states[mask], teacher_states[mask]
+        pooled = [states.mean(0) if pooling == "mean" else states[0] for states in real]
         expected.append(1 - cosine(*(x.tolist() for x in pooled)))
     student[~MASK.bool()] = float("nan")
     activations = [Activations(MASK, hidden_states=(None, hidden)) for hidden in (student, teacher)]
@@ -65,5 +66,5 @@ def test_a_student_of_the_same_width_comes_to_embed_as_its_teacher(tmp_path):
     assert logs[-1]["sentence_loss"] < 0.3 * logs[0]["sentence_loss"]
     batch = pad(list(data))
     with torch.no_grad():
-        ours, theirs = (pool(m.eval()(**batch).last_hidden_state, batch["attention_mask"]) for m in (student, teacher))
-    assert torch.cosine_similarity(ours, theirs).mean() > 1 - 0.5 * logs[0]["sentence_loss"]
+        embeddings = [pool(m.eval()(**batch).last_hidden_state, batch["attention_mask"]) for m in (student, teacher)]
+    assert torch.cosine_similarity(*embeddings).mean() > 1 - 0.5 * logs[0]["sentence_loss"]
