@@ -1,0 +1,142 @@
+"""Least squares and low-rank approximation, against naive float64 formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_tinybert.least_squares import (
+    Moments,
+    fit_norm,
+    fit_output_projection,
+    linear_weight,
+    principal_basis,
+    project_inputs,
+    ridge,
+    score_maps,
+    set_linear,
+    validated_ridge,
+    value_maps,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def test_moments_measure_the_weighted_squared_error():
+    x, y, weight, token_weight = normal(50, 4), normal(50, 3), normal(5, 3), torch.rand(50, 1).double()
+    moments = Moments()
+    moments.add(x[:20], y[:20], token_weight[:20])
+    moments.add(x[20:], y[20:], token_weight[20:])
+    naive = ((y - torch.cat([x, torch.ones(50, 1)], 1) @ weight).square() * token_weight).sum()
+    assert moments.error(weight) == pytest.approx(naive.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_ridge_is_least_squares_with_the_prior_as_extra_rows(penalty):
+    x, y, prior = normal(50, 4), normal(50, 3), normal(5, 3)
+    moments = Moments()
+    moments.add(x, y)
+    augmented = torch.cat([x, torch.ones(50, 1)], 1)
+    strength = (penalty * augmented.square().sum(0).mean()).sqrt()
+    rows = torch.cat([augmented, strength * torch.eye(5, dtype=torch.float64)])
+    naive = torch.linalg.lstsq(rows, torch.cat([y, strength * prior])).solution
+    torch.testing.assert_close(ridge(moments, prior, penalty), naive)
+
+
+def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one():
+    x, truth = normal(40, 30), normal(31, 2)
+    y = torch.cat([x, torch.ones(40, 1)], 1) @ truth
+    fit, held_out = Moments(), Moments()
+    fit.add(x[:20], y[:20] + 3 * normal(20, 2))
+    held_out.add(x[20:], y[20:])
+    assert torch.equal(validated_ridge(fit, held_out, truth), truth)
+    wrong = truth + normal(31, 2)
+    assert (validated_ridge(fit, held_out, wrong) - truth).norm() < (wrong - truth).norm()
+
+
+def test_validated_ridge_does_not_fit_noise():
+    x, prior = normal(64, 30), normal(31, 2)
+    y = torch.cat([x, torch.ones(64, 1)], 1) @ (prior + 0.3 * normal(31, 2)) + 3 * normal(64, 2)
+    fit, held_out = Moments(), Moments()
+    fit.add(x[:32], y[:32])
+    held_out.add(x[32:], y[32:])
+    chosen = validated_ridge(fit, held_out, prior)
+    assert not torch.equal(chosen, prior)
+    assert (chosen - prior).norm() < 0.5 * (ridge(fit + held_out, prior, 1e-5) - prior).norm()
+
+
+def test_principal_basis_captures_as_much_as_the_singular_vectors():
+    x = normal(200, 8) * torch.arange(1, 9)
+    basis = principal_basis(x.T @ x, 3)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
+    captured = (x @ basis).square().sum()
+    torch.testing.assert_close(captured, torch.linalg.svdvals(x)[:3].square().sum())
+    assert torch.equal(principal_basis(x.T @ x, 8), torch.eye(8, dtype=torch.float64))
+
+
+def test_score_maps_are_the_best_low_rank_scores():
+    query, key = normal(60, 6) @ normal(6, 6), normal(70, 6) @ normal(6, 6)
+    scores = query @ key.T
+    left, values, right = torch.linalg.svd(scores)
+    query_map, key_map = score_maps(query.T @ query, key.T @ key, 3)
+    expected = left[:, :3] * values[:3] @ right[:3]
+    torch.testing.assert_close((query @ query_map.T) @ (key @ key_map.T).T, expected)
+
+
+def test_value_maps_are_the_best_low_rank_output():
+    projection, values = normal(10, 6), normal(80, 6) @ normal(6, 6)
+    projected = values @ projection.T
+    rows, narrow = value_maps(projection, values.T @ values, 2)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(2, dtype=torch.float64))
+    left, singular, right = torch.linalg.svd(projected, full_matrices=False)
+    torch.testing.assert_close(values @ rows.T @ narrow.T, left[:, :2] * singular[:2] @ right[:2])
+
+
+def test_maps_survive_a_moment_of_low_rank():
+    query = normal(60, 2) @ normal(2, 6)
+    query_map, key_map = score_maps(query.T @ query, query.T @ query, 4)
+    torch.testing.assert_close((query @ query_map.T) @ (query @ key_map.T).T, query @ query.T, atol=1e-6, rtol=1e-6)
+
+
+def test_fit_norm_is_a_line_fitted_in_each_dimension():
+    x, y = normal(90, 5).float(), normal(90, 5).float()
+    norm = nn.LayerNorm(5)
+    with torch.no_grad():
+        fit_norm(norm, [(x[:30], y[:30]), (x[30:], y[30:])])
+    normalised = F.layer_norm(x, (5,)).double()
+    for column in range(5):
+        line = torch.stack([normalised[:, column], torch.ones(90, dtype=torch.float64)], 1)
+        gamma, beta = torch.linalg.lstsq(line, y[:, column : column + 1].double()).solution.flatten()
+        assert norm.weight[column].item() == pytest.approx(gamma.item(), rel=1e-4, abs=1e-5)
+        assert norm.bias[column].item() == pytest.approx(beta.item(), rel=1e-4, abs=1e-5)
+
+
+def test_fit_output_projection_comes_nearer_to_a_sublayer_that_exists():
+    x, residual = normal(300, 6).float(), normal(300, 8).float()
+    truth, norm = nn.Linear(6, 8), nn.LayerNorm(8)
+    projection, fitted = nn.Linear(6, 8), nn.LayerNorm(8)
+    held_out = torch.arange(300) % 4 == 3
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        target = norm(residual + truth(x))
+        errors = []
+        for rounds in (0, 1, 6):
+            fit_output_projection(projection, fitted, lambda: [(x, residual, target, held_out)], rounds)
+            errors.append((fitted(residual + projection(x)) - target).square().mean() / target.var())
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.02
+
+
+def test_a_linear_map_of_a_hidden_state_in_the_basis_is_exact_after_projection():
+    linear, basis, x = nn.Linear(6, 4), torch.linalg.qr(normal(6, 3)).Q, normal(9, 3)
+    narrow = nn.Linear(3, 4)
+    with torch.no_grad():
+        set_linear(narrow, project_inputs(linear_weight(linear), basis))
+        torch.testing.assert_close(narrow(x.float()), linear((x @ basis.T).float()))
