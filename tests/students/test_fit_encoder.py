@@ -1,26 +1,16 @@
-"""The mathematics of cutting a model down, against naive float64 formulas."""
+"""The layers of a student: what the fit computes of the teacher's layers, and what it leaves out."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from hf_tinybert.least_squares import (
-    Moments,
-    fit_norm,
-    fit_writer,
-    principal_basis,
-    project_inputs,
-    read_linear,
-    ridge,
-    score_maps,
-    validated_ridge,
-    value_maps,
-    write_linear,
-)
-from hf_tinybert.students.fit_model import blocks_of, hidden_moment
-from hf_tinybert.students.fit_encoder import Batch, fit_encoder
+from hf_tinybert.models.architectures import architecture_of
+from hf_tinybert.students.calibration import CalibrationBatch
+from hf_tinybert.students.fit_encoder import HiddenStates, fit_encoder
+from hf_tinybert.students.fit_model import hidden_moment
+
+BERT = {"vocab_size": 50, "hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 30}
+BERT |= {"initializer_range": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -28,161 +18,36 @@ def _seed():
     torch.manual_seed(0)
 
 
-def normal(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
+def blocks(model):
+    return architecture_of(model.config).blocks(model)
 
 
-def test_moments_measure_the_weighted_squared_error():
-    x, y, weight, token_weight = normal(50, 4), normal(50, 3), normal(5, 3), torch.rand(50, 1).double()
-    moments = Moments()
-    moments.add(x[:20], y[:20], token_weight[:20])
-    moments.add(x[20:], y[20:], token_weight[20:])
-    naive = ((y - torch.cat([x, torch.ones(50, 1)], 1) @ weight).square() * token_weight).sum()
-    assert moments.error(weight) == pytest.approx(naive.item(), rel=1e-10)
-
-
-@pytest.mark.parametrize("penalty", [1e-3, 1.0])
-def test_ridge_is_least_squares_with_the_prior_as_extra_rows(penalty):
-    x, y, prior = normal(50, 4), normal(50, 3), normal(5, 3)
-    moments = Moments()
-    moments.add(x, y)
-    augmented = torch.cat([x, torch.ones(50, 1)], 1)
-    strength = (penalty * augmented.square().sum(0).mean()).sqrt()
-    rows = torch.cat([augmented, strength * torch.eye(5, dtype=torch.float64)])
-    naive = torch.linalg.lstsq(rows, torch.cat([y, strength * prior])).solution
-    torch.testing.assert_close(ridge(moments, prior, penalty), naive)
-
-
-def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one():
-    x, truth = normal(40, 30), normal(31, 2)
-    y = torch.cat([x, torch.ones(40, 1)], 1) @ truth
-    fit, check = Moments(), Moments()
-    fit.add(x[:20], y[:20] + 3 * normal(20, 2))
-    check.add(x[20:], y[20:])
-    assert torch.equal(validated_ridge(fit, check, truth), truth)
-    wrong = truth + normal(31, 2)
-    assert (validated_ridge(fit, check, wrong) - truth).norm() < (wrong - truth).norm()
-
-
-def test_validated_ridge_does_not_fit_noise():
-    x, prior = normal(64, 30), normal(31, 2)
-    y = torch.cat([x, torch.ones(64, 1)], 1) @ (prior + 0.3 * normal(31, 2)) + 3 * normal(64, 2)
-    fit, check = Moments(), Moments()
-    fit.add(x[:32], y[:32])
-    check.add(x[32:], y[32:])
-    chosen = validated_ridge(fit, check, prior)
-    assert not torch.equal(chosen, prior)
-    assert (chosen - prior).norm() < 0.5 * (ridge(fit + check, prior, 1e-5) - prior).norm()
-
-
-def test_principal_basis_captures_as_much_as_the_singular_vectors():
-    x = normal(200, 8) * torch.arange(1, 9)
-    basis = principal_basis(x.T @ x, 3)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
-    kept = (x @ basis).square().sum()
-    torch.testing.assert_close(kept, torch.linalg.svdvals(x)[:3].square().sum())
-    assert torch.equal(principal_basis(x.T @ x, 8), torch.eye(8, dtype=torch.float64))
-
-
-def test_score_maps_are_the_best_low_rank_scores():
-    query, key = normal(60, 6) @ normal(6, 6), normal(70, 6) @ normal(6, 6)
-    scores = query @ key.T
-    left, values, right = torch.linalg.svd(scores)
-    query_map, key_map = score_maps(query.T @ query, key.T @ key, 3)
-    expected = left[:, :3] * values[:3] @ right[:3]
-    torch.testing.assert_close((query @ query_map.T) @ (key @ key_map.T).T, expected)
-
-
-def test_value_maps_are_the_best_low_rank_output():
-    writer, values = normal(10, 6), normal(80, 6) @ normal(6, 6)
-    written = values @ writer.T
-    rows, narrow = value_maps(writer, values.T @ values, 2)
-    torch.testing.assert_close(rows @ rows.T, torch.eye(2, dtype=torch.float64))
-    left, singular, right = torch.linalg.svd(written, full_matrices=False)
-    torch.testing.assert_close(values @ rows.T @ narrow.T, left[:, :2] * singular[:2] @ right[:2])
-
-
-def test_maps_survive_a_moment_of_low_rank():
-    query = normal(60, 2) @ normal(2, 6)
-    query_map, key_map = score_maps(query.T @ query, query.T @ query, 4)
-    torch.testing.assert_close((query @ query_map.T) @ (query @ key_map.T).T, query @ query.T, atol=1e-6, rtol=1e-6)
-
-
-def test_fit_norm_is_a_line_fitted_in_each_dimension():
-    x, y = normal(90, 5).float(), normal(90, 5).float()
-    norm = nn.LayerNorm(5)
-    with torch.no_grad():
-        fit_norm(norm, [(x[:30], y[:30]), (x[30:], y[30:])])
-    normalised = F.layer_norm(x, (5,)).double()
-    for column in range(5):
-        line = torch.stack([normalised[:, column], torch.ones(90, dtype=torch.float64)], 1)
-        gamma, beta = torch.linalg.lstsq(line, y[:, column : column + 1].double()).solution.flatten()
-        assert norm.weight[column].item() == pytest.approx(gamma.item(), rel=1e-4, abs=1e-5)
-        assert norm.bias[column].item() == pytest.approx(beta.item(), rel=1e-4, abs=1e-5)
-
-
-def test_fit_writer_comes_nearer_to_a_sublayer_that_exists():
-    x, residual = normal(300, 6).float(), normal(300, 8).float()
-    truth, norm = nn.Linear(6, 8), nn.LayerNorm(8)
-    writer, fitted = nn.Linear(6, 8), nn.LayerNorm(8)
-    check = torch.arange(300) % 4 == 3
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 2)
-        target = norm(residual + truth(x))
-        errors = []
-        for rounds in (0, 1, 6):
-            fit_writer(writer, fitted, lambda: [(x, residual, target, check)], rounds)
-            errors.append((fitted(residual + writer(x)) - target).square().mean() / target.var())
-    assert errors[1] < 0.5 * errors[0]
-    assert errors[2] < 0.02
-
-
-def test_linear_maps_are_read_projected_and_written():
-    linear, basis, x = nn.Linear(6, 4), torch.linalg.qr(normal(6, 3)).Q, normal(9, 3)
-    narrow = nn.Linear(3, 4)
-    with torch.no_grad():
-        write_linear(narrow, project_inputs(read_linear(linear), basis))
-        # A hidden state that lies in the basis is read exactly.
-        torch.testing.assert_close(narrow(x.float()), linear((x @ basis.T).float()))
+def entering(states, mask):
+    batch = CalibrationBatch({"attention_mask": mask}, torch.zeros(len(mask), dtype=torch.bool))
+    return HiddenStates(batch, teacher=states, student=states)
 
 
 @pytest.mark.parametrize(
-    "model",
-    [
-        BertModel(BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4)),
-        DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, n_layers=3, n_heads=4)),
-    ],
-    ids=["bert", "distilbert"],
+    "config", [BertConfig(**BERT, num_hidden_layers=3), DistilBertConfig(vocab_size=50, dim=24, n_layers=3, n_heads=4)]
 )
 @torch.no_grad()
-def test_blocks_compute_what_the_model_computes(model):
-    model.eval()
+def test_the_moment_sums_over_real_tokens_and_all_hidden_states(config):
+    model = (BertModel if isinstance(config, BertConfig) else DistilBertModel)(config).eval()
     ids, mask = torch.randint(0, 50, (3, 7)), torch.ones(3, 7, dtype=torch.long)
     mask[1, 4:] = 0
     states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    hidden = states[0]
-    for block, expected in zip(blocks_of(model), states[1:], strict=True):
-        hidden = block.feed_forward(block.attend(hidden, mask.bool()))
-        torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
-    batch = Batch(mask.bool(), torch.zeros(18, dtype=torch.bool), teacher=states[0], student=states[0])
     tokens = torch.cat([state[mask.bool()] for state in states]).double()
-    torch.testing.assert_close(hidden_moment(blocks_of(model), [batch]), tokens.T @ tokens, atol=1e-3, rtol=1e-4)
+    moment = hidden_moment(blocks(model), [entering(states[0], mask)])
+    torch.testing.assert_close(moment, tokens.T @ tokens, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_skipped_teacher_layers_are_run():
-    config = {
-        "vocab_size": 50,
-        "hidden_size": 24,
-        "num_attention_heads": 4,
-        "intermediate_size": 30,
-        "initializer_range": 0.2,
-    }
-    teacher = BertModel(BertConfig(num_hidden_layers=4, **config)).eval()
-    student = BertModel(BertConfig(num_hidden_layers=2, **config)).eval()
-    ids, mask = torch.randint(0, 50, (6, 7)), torch.ones(6, 7, dtype=torch.bool)
+def test_a_layer_absorbs_the_teacher_layers_that_it_skips():
+    teacher = BertModel(BertConfig(**BERT, num_hidden_layers=4)).eval()
+    student = BertModel(BertConfig(**BERT, num_hidden_layers=2)).eval()
+    ids, mask = torch.randint(0, 50, (6, 7)), torch.ones(6, 7, dtype=torch.long)
     states = teacher(input_ids=ids, output_hidden_states=True).hidden_states
-    batch = Batch(mask, torch.zeros(42, dtype=torch.bool), teacher=states[0], student=states[0])
-    fit_encoder(blocks_of(student), blocks_of(teacher), [2, 4], torch.eye(24, dtype=torch.float64), [batch])
-    torch.testing.assert_close(batch.teacher, states[4], atol=1e-4, rtol=1e-4)
-    assert (batch.student - states[4]).square().mean() < 0.5 * (states[2] - states[4]).square().mean()
+    hidden = entering(states[0], mask)
+    fit_encoder(blocks(student), blocks(teacher), [2, 4], torch.eye(24, dtype=torch.float64), [hidden])
+    torch.testing.assert_close(hidden.teacher, states[4], atol=1e-4, rtol=1e-4)
+    assert (hidden.student - states[4]).square().mean() < 0.5 * (states[2] - states[4]).square().mean()
