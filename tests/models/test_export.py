@@ -26,7 +26,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_tinybert import export
+from hf_tinybert.models import export
 from hf_tinybert.models.export import export_onnx, load_onnx, quantize_onnx, save_half
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
