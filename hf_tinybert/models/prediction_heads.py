@@ -88,12 +88,14 @@ class PredictionHead:
         label_names: The columns of a data set that hold the labels.
         cacheable: Whether the teacher's logits may be computed once for all epochs.
         names_classes: Whether `config.id2label` names the options that the head decides between.
+        input_axes: The axes of the model's inputs.
     """
 
     name: ClassVar[str]
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     cacheable: ClassVar[bool] = True
     names_classes: ClassVar[bool] = False
+    input_axes: ClassVar[tuple[str, ...]] = ("batch", "sequence")
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:
@@ -260,6 +262,7 @@ class Choices(PredictionHead):
     """A softmax over the choices of a row, (B, choices), each a sequence of its own."""
 
     name = "choices"
+    input_axes = ("batch", "choices", "sequence")
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:

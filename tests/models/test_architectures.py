@@ -104,9 +104,7 @@ def _models(architecture: str, head: str):
     config = getattr(transformers, f"{prefix}Config")(**config)
     teacher = build(getattr(transformers, prefix + suffix), config, seed=1).eval()
     calibration_rows = [{"input_ids": ids} for ids in tokenizer(sentences(40, seed=1))["input_ids"]]
-    return teacher, create_student(
-        teacher, **sizes, calibration_dataset=calibration_rows, processing_class=tokenizer
-    )
+    return teacher, create_student(teacher, **sizes, calibration_dataset=calibration_rows, processing_class=tokenizer)
 
 
 def setup(architecture: str, head: str):
@@ -267,9 +265,7 @@ def test_cached_logits_of_two_teachers_by_their_confidence(tmp_path, head):
     assert_same_run(cached, live)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "side"), [("distilbert", "right"), ("modernbert", "left")]
-)
+@pytest.mark.parametrize(("architecture", "side"), [("distilbert", "right"), ("modernbert", "left")])
 def test_cached_activations_train_as_the_live_teacher_does(tmp_path, architecture, side):
     tokenizer, student, teacher = setup(architecture, "token")
     tokenizer.padding_side = side

@@ -68,9 +68,7 @@ def test_scores_equal_eager_scores_before_softmax(name, batch, monkeypatch):
         attended = pairs & (want > -1e4)  # local attention of ModernBERT masks distant tokens as well
         torch.testing.assert_close(dense(entry)[attended], want[attended], rtol=1e-4, atol=1e-4)
         scores = dense(entry).masked_fill(~attended, -1e9)
-        torch.testing.assert_close(
-            F.softmax(scores, dim=-1)[attended], probabilities[attended], rtol=1e-3, atol=1e-5
-        )
+        torch.testing.assert_close(F.softmax(scores, dim=-1)[attended], probabilities[attended], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -388,9 +388,13 @@ def test_the_same_tokens_retain_their_embeddings(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_tinybert"):
         transferred = transfer_vocabulary(model, tokenizer, new_tokenizer)
     assert "Of 702 tokens 5 are special, 695 retain their embedding, 1 start from the mean of" in caplog.text
-    assert transferred.config.pad_token_id == new_tokenizer.pad_token_id == transferred.get_input_embeddings().padding_idx
+    assert (
+        transferred.config.pad_token_id == new_tokenizer.pad_token_id == transferred.get_input_embeddings().padding_idx
+    )
     assert transferred.config.vocab_size == 702
-    for new, old in zip(outputs(transferred, new_tokenizer, LINES[::8]), outputs(model, tokenizer, LINES[::8]), strict=True):
+    for new, old in zip(
+        outputs(transferred, new_tokenizer, LINES[::8]), outputs(model, tokenizer, LINES[::8]), strict=True
+    ):
         assert torch.equal(new, old)
     again, _ = reloaded(tmp_path, transferred, new_tokenizer)
     parts = torch.tensor(tokenizer("teacherstudent", add_special_tokens=False)["input_ids"])
