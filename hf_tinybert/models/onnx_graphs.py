@@ -94,7 +94,7 @@ def check_parity(twin: PreTrainedModel, path: Path, tolerance: float) -> None:
 def relative_error(
     session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor], expected: Sequence[np.ndarray]
 ) -> float:
-    """The largest difference from `expected` at real tokens, as a share of the largest value; that of the worst output.
+    """The largest difference of an output from `expected` at real tokens, as a share of its largest value.
 
     Outputs at padded positions are not read, and attention kernels differ there.
     """

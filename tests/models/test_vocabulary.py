@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import build
 from datasets import Dataset
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from short_runs import distil
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -392,9 +392,8 @@ def test_the_same_tokens_retain_their_embeddings(tmp_path, caplog):
         transferred.config.pad_token_id == new_tokenizer.pad_token_id == transferred.get_input_embeddings().padding_idx
     )
     assert transferred.config.vocab_size == 702
-    for new, old in zip(
-        outputs(transferred, new_tokenizer, LINES[::8]), outputs(model, tokenizer, LINES[::8]), strict=True
-    ):
+    lines = LINES[::8]
+    for new, old in zip(outputs(transferred, new_tokenizer, lines), outputs(model, tokenizer, lines), strict=True):
         assert torch.equal(new, old)
     again, _ = reloaded(tmp_path, transferred, new_tokenizer)
     parts = torch.tensor(tokenizer("teacherstudent", add_special_tokens=False)["input_ids"])
