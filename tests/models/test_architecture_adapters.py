@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import VOCAB, build
-from tiny_architectures import ALL, WITH_FINAL_NORM, forgotten, tiny_model
+from tiny_architectures import ALL, WITH_FINAL_NORM, drawn, forgotten, tiny_model
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoConfig, ElectraConfig, ElectraModel
 
@@ -29,7 +29,7 @@ UNSHARED = AlbertConfig(
 
 def model_of(model_type: str):
     """A tiny encoder; ALBERT with layers of their own, as students of it have."""
-    return build(AlbertModel, UNSHARED).eval() if model_type == "albert" else tiny_model(model_type).base_model
+    return drawn(AlbertModel, UNSHARED) if model_type == "albert" else tiny_model(model_type).base_model
 
 
 def hidden_states(model):

@@ -68,7 +68,7 @@ def test_activations_and_gradients_are_those_of_the_padded_batch(name, implement
 
 
 def linear_rows(model):
-    """The shapes, but for the width, of what each linear map of the encoder is given from now on."""
+    """The shapes, without the width, of the inputs of the encoder's linear maps from now on."""
     shapes = []
     for module in architecture_of(model.config).encoder(model).modules():
         if isinstance(module, nn.Linear):

@@ -3,6 +3,7 @@
 import gc
 from contextlib import contextmanager
 
+import torch
 import transformers
 from conftest import VOCAB, build
 
@@ -67,9 +68,18 @@ WITH_FINAL_NORM = {
 }
 
 
+def drawn(model_class, config):
+    """A model with random weights in eval mode; its norms and biases are random as well, so that none are equal."""
+    model, generator = build(model_class, config).eval(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for vector in (parameter for parameter in model.parameters() if parameter.dim() == 1):
+            vector.add_(0.2 * torch.randn(vector.shape, generator=generator))
+    return model
+
+
 def tiny_model(model_type: str):
-    """A model with random weights in eval mode."""
-    return build(*(ALL | WITH_FINAL_NORM)[model_type]).eval()
+    """`drawn` of a model type."""
+    return drawn(*(ALL | WITH_FINAL_NORM)[model_type])
 
 
 @contextmanager
