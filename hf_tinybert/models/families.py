@@ -16,4 +16,4 @@ def subclasses(base: type[T]) -> Iterator[type[T]]:
 
 def newest_match(base: type[T], matches: Callable[[type[T]], bool]) -> type[T] | None:
     """The subclass of `base` that matches: the most derived one, then the one defined last; None if there is none."""
-    return next((found for found in reversed([*subclasses(base)]) if matches(found)), None)
+    return next((kind for kind in reversed([*subclasses(base)]) if matches(kind)), None)

@@ -1,26 +1,31 @@
 """Transformer layers that compute on real tokens alone, in batches of sequences of any lengths in any order.
 
-While a model is `padding_free`, its encoder packs the T real tokens of a batch (B, S, D) into one row (1, T, D) and
-pads the last hidden states again, so that embeddings and heads see padded batches as ever. The attention function
-(`capture`) pads query, key and value, runs as it would have, under the model's own mask, and packs its output: no
-token attends to another sequence, and losses and gradients are those of the padded batch, to rounding.
+While a model is `padding_free`, its encoder packs the T real tokens of a batch (B, S, D) into one row (1, T, D), and
+pads the last hidden states again. Embeddings and prediction heads receive padded batches as before. The attention
+function (`capture`) pads query, key and value, runs under the model's own mask, and packs its output. No token attends
+to another sequence, and losses and gradients are those of the padded batch, up to rounding.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .architectures import architecture_of, model_types
 
 
 class RealTokens:
-    """The T real tokens of a batch with an attention mask (B, S).
+    """The T real tokens of a batch.
 
-    The first of each row counts as one of them even where it is padding (on the left), for heads read it. Finding
-    them waits for the device, once a forward pass.
+    The first token of each row counts as real even if it is padding (on the left), because prediction heads read it.
+    The constructor waits for the device, once in each forward pass.
+
+    Args:
+        attention_mask: (B, S), nonzero at real tokens.
     """
 
     def __init__(self, attention_mask: Tensor):
@@ -42,7 +47,11 @@ class RealTokens:
 
 
 def check_padding_free(model: PreTrainedModel) -> None:
-    """Raise ValueError where the layers of `model` are not known to compute each token by itself, attention aside."""
+    """Check that the layers of a model can run on real tokens alone.
+
+    Raises:
+        ValueError: If its architecture is not known to compute each token by itself, attention aside.
+    """
     if not architecture_of(model.config).computes_tokens_separately:
         possible = ", ".join(model_types("computes_tokens_separately"))
         raise ValueError(
@@ -52,11 +61,14 @@ def check_padding_free(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def padding_free(model: PreTrainedModel):
-    """Run the layers of `model` on real tokens alone where its base model is given an `attention_mask` by name.
+def padding_free(model: PreTrainedModel) -> Iterator[None]:
+    """Run the layers of a model on real tokens alone if its base model receives an `attention_mask` by name.
 
-    What the base model returns has the shapes it always has, zero at padding. The attention function is given
-    `real_tokens` (`RealTokens`) and must be one that takes it (`capture.ActivationCapture`).
+    The outputs of the base model have their usual shapes, zero at padding.
+
+    Args:
+        model: A model that passes `check_padding_free`. Its attention function receives `real_tokens` (`RealTokens`)
+            and must take it, as that of `capture.ActivationCapture` does.
     """
     base, encoder = model.base_model, architecture_of(model.config).encoder(model)
     hooks = [
@@ -72,7 +84,7 @@ def padding_free(model: PreTrainedModel):
             hook.remove()
 
 
-def _find_real_tokens(base: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _find_real_tokens(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
     mask = kwargs.get("attention_mask")
     if mask is None:
         return None
@@ -81,21 +93,21 @@ def _find_real_tokens(base: nn.Module, args: tuple, kwargs: dict[str, Any]):
     return (args, kwargs | {"real_tokens": tokens}) if len(tokens.places) < mask.numel() else None
 
 
-def _pack_embeddings(encoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _pack_embeddings(encoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
     if "real_tokens" not in kwargs:
         return None
     embeddings, *others = args or (kwargs.pop("hidden_states"),)
     return (kwargs["real_tokens"].pack(embeddings), *others), kwargs
 
 
-def _pad_last_state(encoder: nn.Module, args: tuple, kwargs: dict[str, Any], outputs):
+def _pad_last_state(encoder: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: ModelOutput) -> None:
     if "real_tokens" in kwargs:
         outputs.last_hidden_state = kwargs["real_tokens"].pad(outputs.last_hidden_state)
 
 
-def _pad_recorded_states(base: nn.Module, args: tuple, kwargs: dict[str, Any], outputs):
+def _pad_recorded_states(base: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: ModelOutput) -> None:
     if "real_tokens" in kwargs and outputs.get("hidden_states"):
-        tokens = kwargs["real_tokens"]  # the last one recorded may be the last hidden state, padded already
+        tokens = kwargs["real_tokens"]  # the last one may be the last hidden state, which is padded already
         outputs.hidden_states = tuple(
             state if state is None or state.shape[:2] == tokens.shape else tokens.pad(state)
             for state in outputs.hidden_states

@@ -95,6 +95,7 @@ class PredictionHead:
         cacheable: Whether the teacher's logits may be computed once for all epochs.
         names_classes: Whether `config.id2label` names the options that the head decides between.
         real_valued: Whether the logits are real-valued scores rather than options to decide between.
+        input_axes: The axes of the model's inputs.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,7 @@ class PredictionHead:
     cacheable: ClassVar[bool] = True
     names_classes: ClassVar[bool] = False
     real_valued: ClassVar[bool] = False
+    input_axes: ClassVar[tuple[str, ...]] = ("batch", "sequence")
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:
@@ -301,6 +303,7 @@ class Choices(PredictionHead):
     """A softmax over the choices of a row, (B, choices), each a sequence of its own."""
 
     name = "choices"
+    input_axes = ("batch", "choices", "sequence")
 
     @classmethod
     def matches(cls, model: PreTrainedModel) -> bool:

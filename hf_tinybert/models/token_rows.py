@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def with_rows(
-    model: PreTrainedModel, sources: Sequence[Sequence[int]], new_ids: Mapping[int, int]
-) -> PreTrainedModel:
+def with_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]], new_ids: Mapping[int, int]) -> PreTrainedModel:
     """A copy of a model with other rows for its tokens.
 
     Args:

@@ -5,76 +5,19 @@ import logging
 
 import pytest
 import torch
-from conftest import VOCAB, build
+from conftest import VOCAB
+from tiny_architectures import ALL, BY_FALLBACK, THROUGH_THE_INTERFACE, WITH_FINAL_NORM, forgotten, tiny_model
 from torch.nn import functional as F
-from transformers import (
-    AlbertConfig,
-    AlbertForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    CamembertConfig,
-    CamembertForSequenceClassification,
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-)
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_tinybert import capture
 from hf_tinybert.activations import QueryKey
+from hf_tinybert.models import capture
+from hf_tinybert.models.architectures import Architecture, architecture_of
 from hf_tinybert.models.capture import ActivationCapture
 
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
-DISTILBERT = {
-    "initializer_range": 0.3,
-    "dim": 16,
-    "n_layers": 3,
-    "n_heads": 4,
-    "hidden_dim": 32,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
-MODERN = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 8}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
-THROUGH_THE_INTERFACE = {
-    "bert": (BertForSequenceClassification, BertConfig(**SIZES)),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig(**SIZES)),
-    "xlm-roberta": (XLMRobertaForSequenceClassification, XLMRobertaConfig(**SIZES)),
-    "camembert": (CamembertForSequenceClassification, CamembertConfig(**SIZES)),
-    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(vocab_size=VOCAB, **DISTILBERT)),
-    "electra": (ElectraForSequenceClassification, ElectraConfig(embedding_size=8, **SIZES)),
-    "albert": (AlbertForSequenceClassification, AlbertConfig(embedding_size=8, **SIZES)),
-    "modernbert": (ModernBertForSequenceClassification, ModernBertConfig(**SIZES, **MODERN)),
-}
-BY_FALLBACK = {
-    "deberta-v2": (DebertaV2ForSequenceClassification, DebertaV2Config(**SIZES, **RELATIVE)),
-    "mpnet": (MPNetForSequenceClassification, MPNetConfig(**SIZES)),
-}
-ALL = THROUGH_THE_INTERFACE | BY_FALLBACK
 LENGTHS = [12, 7, 3]
+OWN_CODE = sorted(ALL.keys() - {"xlm-roberta", "camembert"})  # these two are generated from RoBERTa's
 
 
 @pytest.fixture
@@ -84,11 +27,13 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def captured(model, batch):
-    capture = ActivationCapture(model, range(1, 4), range(4))
-    with torch.no_grad(), capture.enabled(), capture.recording() as scores:
-        outputs = model(**batch, **capture.forward_arguments)
-        return outputs, capture.read(outputs, batch["attention_mask"], scores)
+def captured(model, batch, attention_layers=(1, 2, 3), hidden_layers=(0, 1, 2, 3), **options):
+    """The outputs of one forward pass and what was captured of it."""
+    activation_capture = ActivationCapture(model, attention_layers, hidden_layers, **options)
+    with torch.no_grad(), activation_capture.enabled(), activation_capture.recording() as scores:
+        module = model.base_model if options.get("truncate") else model
+        outputs = module(**batch, **activation_capture.forward_arguments)
+        return outputs, activation_capture.collect(outputs, batch["attention_mask"], scores)
 
 
 def dense(entry):
@@ -111,9 +56,9 @@ def eager_scores(model, batch, monkeypatch):
     return seen, outputs
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OWN_CODE)
 def test_scores_equal_eager_scores_before_softmax(name, batch, monkeypatch):
-    model = build(*ALL[name]).eval()
+    model = tiny_model(name)
     _, activations = captured(model, batch)
     expected, outputs = eager_scores(model, batch, monkeypatch)
     real = batch["attention_mask"].bool()
@@ -123,60 +68,125 @@ def test_scores_equal_eager_scores_before_softmax(name, batch, monkeypatch):
         attended = pairs & (want > -1e4)  # local attention of ModernBERT masks distant tokens as well
         torch.testing.assert_close(dense(entry)[attended], want[attended], rtol=1e-4, atol=1e-4)
         scores = dense(entry).masked_fill(~attended, -1e9)
-        own = F.softmax(scores, dim=-1)
-        torch.testing.assert_close(own[attended], probabilities[attended], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(F.softmax(scores, dim=-1)[attended], probabilities[attended], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", THROUGH_THE_INTERFACE)
-def test_no_fallback_no_change_of_logits_and_nothing_left_behind(name, batch):
-    model = build(*THROUGH_THE_INTERFACE[name]).eval()
+@pytest.mark.parametrize("name", ALL)
+def test_a_forward_pass_is_the_same_under_capture_and_nothing_is_left_behind(name, batch):
+    model = tiny_model(name)
     before = model.config._attn_implementation
     with torch.no_grad():
-        expected = model(**batch).logits
+        expected = model(**batch, output_hidden_states=True)
     outputs, activations = captured(model, batch)
-    assert before == "sdpa"
-    assert all(isinstance(entry, QueryKey) for entry in activations.attentions)
-    assert torch.equal(outputs.logits, expected)
+    assert torch.equal(outputs.logits, expected.logits)
+    assert len(activations.hidden_states) == 4
+    for state, want in zip(activations.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(state, want)
+    through_the_interface = all(isinstance(entry, QueryKey) for entry in activations.attentions)
+    assert through_the_interface == (name in THROUGH_THE_INTERFACE) == (before == "sdpa")
     assert model.config._attn_implementation == before
     with torch.no_grad():
         assert not model(**batch).attentions
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_hidden_states_are_embeddings_and_every_layer(name, batch):
-    model = build(*ALL[name]).eval()
-    _, activations = captured(model, batch)
-    with torch.no_grad():
-        expected = model(**batch, output_hidden_states=True).hidden_states
-    assert len(activations.hidden_states) == 4
-    for state, want in zip(activations.hidden_states, expected, strict=True):
-        torch.testing.assert_close(state, want)
+def ran_layers(model):
+    """The layers that run from now on, counted from 1, and the types of their outputs; None without a layer list."""
+    ran, layer_list = [], architecture_of(model.config).layer_list(model)
+    for m, layer in enumerate(getattr(*layer_list) if layer_list else (), start=1):
+        layer.register_forward_hook(lambda _, args, output, m=m: ran.append((m, type(output))))
+    return ran
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OWN_CODE)
 def test_layers_above_the_last_one_captured_do_not_run(name, batch):
-    model = build(*ALL[name]).eval()
-    layers = capture._find_layers(model)
-    ran, modules = [], dict(enumerate(getattr(*layers), start=1)) if layers else {}
-    for m, module in modules.items():
-        module.register_forward_hook(lambda *_, m=m: ran.append(m))
+    model = tiny_model(name)
+    ran, config = ran_layers(model), copy.deepcopy(model.config.to_dict())
+    modules = [name for name, _ in model.named_modules()]
     _, everything = captured(model, batch)
-    whole, config = list(ran), copy.deepcopy(model.config.to_dict())
+    whole = list(ran)
     ran.clear()
-    part = ActivationCapture(model, [1], [0, 2], truncate=True)
-    with torch.no_grad(), part.enabled(), part.recording() as scores:
-        outputs = model.base_model(**batch, **part.forward_arguments)
-        activations = part.read(outputs, batch["attention_mask"], scores)
-    assert ran == ([1, 2] if layers else [])
-    assert layers or name == "albert"
+    _, activations = captured(model, batch, [1], [0, 2], truncate=True)
+    assert [m for m, _ in ran] == ([] if name == "albert" else [1, 2])  # ALBERT has no list of layers to shorten
     assert torch.equal(dense(activations.attentions[0]), dense(everything.attentions[0]))
-    assert activations.attentions[1] is None  # not kept: no loss reads it
+    assert activations.attentions[1] is None  # no loss reads it
     for m in (0, 2):
         assert torch.equal(activations.hidden_states[m], everything.hidden_states[m])
     ran.clear()
     captured(model, batch)
     assert ran == whole
-    assert model.config.to_dict() == config | ({"tie_last_hidden_states": None} if layers else {})
+    assert model.config.to_dict() == config
+    assert [name for name, _ in model.named_modules()] == modules
+
+
+@pytest.mark.parametrize("name", [*WITH_FINAL_NORM, "deberta-v2"])
+def test_truncated_hidden_states_do_not_pass_the_final_norm(name, batch):
+    model = tiny_model(name)
+    ran, norm = ran_layers(model), architecture_of(model.config).final_norm(model)
+    can_capture_attention = model._can_set_attn_implementation()
+    for last in (1, 2):
+        layers = [last] if can_capture_attention else []
+        _, whole = captured(model, batch, layers, [0, last])
+        ran.clear()
+        _, truncated = captured(model, batch, layers, [0, last], truncate=True)
+        assert [m for m, _ in ran] == [*range(1, last + 1)]
+        for m in (0, last):
+            assert torch.equal(truncated.hidden_states[m], whole.hidden_states[m])
+        if layers:
+            assert torch.equal(dense(truncated.attentions[last - 1]), dense(whole.attentions[last - 1]))
+        if norm:  # not a norm that changes nothing
+            state = whole.hidden_states[last]
+            assert (getattr(*norm)(state) - state).abs().max() > 0.1
+    assert (norm is None) == (name == "deberta-v2")
+
+
+def test_layers_return_tensors_and_tuples(batch):
+    """Both kinds are among the models of the test above."""
+    outputs = set()
+    for name in WITH_FINAL_NORM:
+        ran = ran_layers(model := tiny_model(name))
+        captured(model, batch, [], [1])
+        outputs |= {kind for _, kind in ran}
+    assert outputs == {torch.Tensor, tuple}
+
+
+def test_a_truncated_model_with_a_final_norm_runs_without_padding(batch):
+    """The user adds an adapter: no family of the package has both a final norm and layers that take one token each."""
+
+    class XLMRobertaXL(Architecture):
+        model_types = ("xlm-roberta-xl",)
+        computes_tokens_separately = True
+
+    with forgotten({"adapter": XLMRobertaXL}):
+        model, real = tiny_model("xlm-roberta-xl"), batch["attention_mask"].bool()
+        _, whole = captured(model, batch, [2], [0, 2])
+        _, truncated = captured(model, batch, [2], [0, 2], truncate=True, padding_free=True)
+        for m in (0, 2):
+            torch.testing.assert_close(truncated.hidden_states[m][real], whole.hidden_states[m][real])
+        del XLMRobertaXL
+    assert type(architecture_of(model.config)) is Architecture
+
+
+def test_layers_in_several_lists_all_run(batch):
+    """XLM keeps the attentions, norms and feed-forward sublayers of all layers in a list each."""
+    from transformers import XLMConfig, XLMModel
+
+    model = XLMModel(XLMConfig(vocab_size=VOCAB, emb_dim=16, n_layers=3, n_heads=4)).eval()
+    assert architecture_of(model.config).layer_list(model) is None
+    _, whole = captured(model, batch, [], [1])
+    _, truncated = captured(model, batch, [], [1], truncate=True)
+    assert torch.equal(truncated.hidden_states[1], whole.hidden_states[1])
+
+
+def test_compiled_after_the_whole_model_was_compiled_it_is_truncated_as_well(batch):
+    model = tiny_model("megatron-bert")
+    encoder = torch.compile(model.base_model, backend="eager")
+    for last, truncate in ((3, False), (1, True)):
+        with torch.no_grad():
+            expected = model.base_model(**batch, output_hidden_states=True).hidden_states[last]
+        part = ActivationCapture(model, (), [last], truncate=truncate)
+        with torch.no_grad(), part.enabled():
+            activations = part.collect(encoder(**batch, **part.forward_arguments))
+        torch.testing.assert_close(activations.hidden_states[last], expected)
 
 
 @pytest.mark.parametrize("name", BY_FALLBACK)
@@ -185,16 +195,16 @@ def test_the_fallback_is_logged(name, caplog):
     root = logging.getLogger("transformers")
     root.addHandler(caplog.handler)
     try:
-        ActivationCapture(build(*BY_FALLBACK[name]), attention_layers=[1, 2, 3])
+        ActivationCapture(tiny_model(name), attention_layers=[1, 2, 3])
     finally:
         root.removeHandler(caplog.handler)
     assert "quadratic in the sequence length" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "distilbert"])
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_is_masked_under_capture(name, implementation, batch):
-    model = build(*ALL[name]).eval()
+    model = tiny_model(name)
     model.set_attn_implementation(implementation)
     outputs, _ = captured(model, batch)
     short = {key: value[1:2, :7] for key, value in batch.items()}
@@ -204,7 +214,7 @@ def test_padding_is_masked_under_capture(name, implementation, batch):
 
 def test_flash_attention_runs_under_its_own_name(batch, monkeypatch):
     """No flash kernel runs on a CPU: a stand-in checks what transformers' flash code relies on, the config's name."""
-    model = build(*ALL["bert"]).eval()
+    model = tiny_model("bert")
     with torch.no_grad():
         expected = model(**batch).logits
     seen = []
@@ -224,29 +234,35 @@ def test_flash_attention_runs_under_its_own_name(batch, monkeypatch):
     assert model.config._attn_implementation == "flash_attention_2"
 
 
-def test_grouped_keys_are_repeated_for_every_head():
-    attention = capture._hand_out_query_key("eager")
-    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
-    module = torch.nn.Module()
-    output, (_, repeated, scaling, _) = attention(module, query, key, key, None)
-    expected = F.scaled_dot_product_attention(query, key, key, enable_gqa=True).transpose(1, 2)
-    torch.testing.assert_close(output, expected)
-    assert repeated.shape == query.shape
-    assert scaling == 8**-0.5
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_grouped_keys_are_repeated_for_every_head(implementation, batch):
+    """EuroBERT with two key heads for four query heads."""
+    model_class, config = WITH_FINAL_NORM["eurobert"]
+    config = copy.deepcopy(config)
+    config.num_key_value_heads = 2
+    model = model_class(config).eval()
+    model.set_attn_implementation(implementation)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    outputs, activations = captured(model, batch)
+    torch.testing.assert_close(outputs.logits, expected)
+    for entry in activations.attentions:
+        assert entry.key.shape == entry.query.shape == (3, 4, 12, 4)
+        assert torch.equal(entry.key[:, 0], entry.key[:, 1])
+        assert entry.scaling == 4**-0.5
 
 
 def test_an_empty_capture_raises(batch):
-    model = build(*ALL["bert"])
-    empty = ActivationCapture(model, attention_layers=[1, 2, 3])
+    model = tiny_model("bert")
     outputs = model(**batch, output_attentions=True)  # plain sdpa returns no attentions
     with pytest.raises(RuntimeError, match="ran 3 layers but 0 attention scores"):
-        empty.read(outputs)
+        ActivationCapture(model, attention_layers=[1, 2, 3]).collect(outputs)
     with pytest.raises(RuntimeError, match="hidden states of layers"):
-        ActivationCapture(model, hidden_layers=[1]).read(outputs)
+        ActivationCapture(model, hidden_layers=[1]).collect(outputs)
 
 
 def test_a_lost_mask_function_raises(monkeypatch):
-    model = build(*ALL["bert"])
+    model = tiny_model("bert")
     with ActivationCapture(model, attention_layers=[1, 2, 3]).enabled():
         name = model.config._attn_implementation
     monkeypatch.delitem(AttentionMaskInterface._global_mapping, name)

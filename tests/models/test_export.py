@@ -26,8 +26,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_tinybert import export
+from hf_tinybert.models import export
 from hf_tinybert.models.export import export_onnx, load_onnx, quantize_onnx, save_half
+from hf_tinybert.models.onnx_graphs import relative_error
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES |= {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -99,9 +100,9 @@ def test_architectures_and_heads_at_any_shape(tmp_path, model_class, config, out
             inputs = {name: value.reshape(batch, choices, length) for name, value in inputs.items()}
         with torch.no_grad():
             expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-        found = session.run(None, inputs)
-        np.testing.assert_array_equal(serve(inputs), np.stack(found, -1) if "start_logits" in outputs else found[0])
-        for name, value in zip(outputs, found, strict=True):
+        values = session.run(None, inputs)
+        np.testing.assert_array_equal(serve(inputs), np.stack(values, -1) if "start_logits" in outputs else values[0])
+        for name, value in zip(outputs, values, strict=True):
             want = expected[name].numpy()
             assert value.shape == want.shape
             if want.shape[:2] == (batch, length):
@@ -157,8 +158,8 @@ def test_the_model_is_left_alone(tmp_path, dtype, monkeypatch):
     handle = model.register_forward_hook(lambda *_: pytest.fail("the model itself was run"))
     config, state = copy.deepcopy(model.config), {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    monkeypatch.setattr(export, "_trace", lambda twin, inputs, path: None)
-    monkeypatch.setattr(export, "_check_parity", lambda *_: None)
+    monkeypatch.setattr(export, "trace", lambda twin, inputs, path: None)
+    monkeypatch.setattr(export, "check_parity", lambda *_: None)
     export_onnx(model, word_tokenizer(tmp_path), tmp_path / "out")
     save_half(model, word_tokenizer(tmp_path), tmp_path / "half")
     handle.remove()
@@ -196,7 +197,7 @@ def test_a_graph_that_differs_from_torch_is_not_kept(served, tmp_path, monkeypat
     for name, content in contents(served).items():
         (folder / name).write_bytes(content)
     off = (served / "model_int8.onnx").read_bytes()
-    monkeypatch.setattr(export, "_trace", lambda twin, inputs, path: path.write_bytes(off))
+    monkeypatch.setattr(export, "trace", lambda twin, inputs, path: path.write_bytes(off))
     before = contents(folder)
     with pytest.raises(ValueError, match=r"more than tolerance=0\.0001"):
         export_onnx(classifier(), word_tokenizer(tmp_path), folder)
@@ -209,7 +210,7 @@ def test_outputs_that_are_nan_are_no_parity(served):
     session = onnxruntime.InferenceSession(served / "model.onnx")
     inputs = {name: torch.from_numpy(value) for name, value in random_inputs(NAMES, 2, 5).items()}
     expected = [np.full((2, 3), np.nan, np.float32)]
-    assert np.isnan(export._error(session, inputs, expected))
+    assert np.isnan(relative_error(session, inputs, expected))
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch):

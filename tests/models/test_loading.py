@@ -28,9 +28,9 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 def legacy_files(model) -> dict[str, bytes]:
     """`model` as the published TinyBERTs are stored: config keys, weight names and files as they have them."""
-    kept = ("attention_probs_dropout_prob", "hidden_act", "hidden_dropout_prob", "hidden_size", "initializer_range")
-    kept += ("intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
-    config = {name: getattr(model.config, name) for name in (*kept, "type_vocab_size", "vocab_size")}
+    names = ("attention_probs_dropout_prob", "hidden_act", "hidden_dropout_prob", "hidden_size", "initializer_range")
+    names += ("intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+    config = {name: getattr(model.config, name) for name in (*names, "type_vocab_size", "vocab_size")}
     config |= {"cell": {}, "emb_size": model.config.hidden_size, "structure": [], "pre_trained": ""}
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     weights = {}
@@ -38,7 +38,7 @@ def legacy_files(model) -> dict[str, bytes]:
         for now, before in old.items():
             name = name.replace(now, before)
         weights[name] = value
-    weights |= {f"fit_dense{each}.weight": torch.ones(32, 16) for each in ("", "s.0", "s.1")}
+    weights |= {f"fit_dense{suffix}.weight": torch.ones(32, 16) for suffix in ("", "s.0", "s.1")}
     stored = BytesIO()
     torch.save(weights, stored)
     files = {"config.json": json.dumps(config).encode(), "pytorch_model.bin": stored.getvalue()}

@@ -5,18 +5,18 @@ import copy
 import datasets
 import pytest
 import torch
-from conftest import bert_config, build, pad, rows
-from test_capture import ALL, VOCAB
-from test_trainer import with_dropout
-from torch import nn
+from conftest import VOCAB, bert_config, build, pad, rows
 from short_runs import assert_same_run, distil
+from tiny_architectures import ALL, tiny_model
+from torch import nn
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from hf_tinybert import DistillationTrainer
+from hf_tinybert.models.architectures import architecture_of, model_types
 from hf_tinybert.models.capture import ActivationCapture
-from hf_tinybert.students.fit_model import encoder_of
-from hf_tinybert.models.padding_free import MODEL_TYPES, RealTokens
+from hf_tinybert.models.padding_free import RealTokens
 
+MODEL_TYPES = model_types("computes_tokens_separately")
 LENGTHS = [3, 9, 1, 7]
 INTERMEDIATE = ["attention", "hidden", "embedding"]
 
@@ -36,7 +36,7 @@ def forward(model, inputs, padding_free):
     capture = ActivationCapture(model, range(1, 4), range(4), values=True, padding_free=padding_free)
     with capture.enabled():
         outputs = model(**inputs, **capture.forward_arguments)
-    return capture.read(outputs, inputs["attention_mask"])
+    return capture.collect(outputs, inputs["attention_mask"])
 
 
 def vectors(activations):
@@ -45,13 +45,14 @@ def vectors(activations):
     return [*activations.hidden_states, *per_head]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", MODEL_TYPES)
+@pytest.mark.parametrize(
+    ("name", "implementation", "side"),
+    [*((name, "sdpa", "right") for name in MODEL_TYPES), ("bert", "eager", "left"), ("albert", "eager", "right")],
+)
 def test_activations_and_gradients_are_those_of_the_padded_batch(name, implementation, side):
-    model, inputs = build(*ALL[name]).double().eval(), batch(side=side)
+    model, inputs = tiny_model(name).double(), batch(side=side)
     model.set_attn_implementation(implementation)
-    real, found = inputs["attention_mask"].bool(), []
+    real, results = inputs["attention_mask"].bool(), []
     for padding_free in (False, True):
         activations = forward(model, inputs, padding_free)
         values = [activations.logits, *(x[real] for x in vectors(activations))]
@@ -59,17 +60,17 @@ def test_activations_and_gradients_are_those_of_the_padded_batch(name, implement
         drawn = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in values]
         model.zero_grad()
         sum((x * weights).sum() for x, weights in zip(values, drawn, strict=True)).backward()
-        found.append([values, [p.grad for p in model.parameters() if p.grad is not None]])
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+        results.append([values, [p.grad for p in model.parameters() if p.grad is not None]])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
     padding = ~real
     padding[:, 0] = False  # computed, for heads that read it
     assert not any(x[padding].any() for x in vectors(activations))
 
 
 def linear_rows(model):
-    """The shapes, but for the width, of what each linear map of the encoder is given from now on."""
+    """The shapes, without the width, of the inputs of the encoder's linear maps from now on."""
     shapes = []
-    for module in encoder_of(model).modules():
+    for module in architecture_of(model.config).encoder(model).modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda module, args, output: shapes.append((*args[0].shape[:-1],)))
     return shapes
@@ -77,7 +78,7 @@ def linear_rows(model):
 
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_every_linear_map_of_the_layers_sees_the_real_tokens(name):
-    model = build(*ALL[name])
+    model = tiny_model(name)
     shapes = linear_rows(model)
     forward(model, batch(), padding_free=True)
     assert set(shapes) == {(1, 20)}
@@ -85,7 +86,7 @@ def test_every_linear_map_of_the_layers_sees_the_real_tokens(name):
 
 
 def test_a_batch_padding_free_or_mask_is_left_as_it_is():
-    model, inputs = build(*ALL["bert"]).eval(), batch([5, 5])
+    model, inputs = tiny_model("bert"), batch([5, 5])
     shapes, expected = linear_rows(model), forward(model, inputs, padding_free=False).logits
     assert torch.equal(forward(model, inputs, padding_free=True).logits, expected)
     with ActivationCapture(model, padding_free=True).enabled():
@@ -95,11 +96,11 @@ def test_a_batch_padding_free_or_mask_is_left_as_it_is():
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_row_of_padding_alone(implementation):
-    model, inputs = build(*ALL["bert"]).eval(), batch([4, 0, 6])
+    model, inputs = tiny_model("bert"), batch([4, 0, 6])
     model.set_attn_implementation(implementation)
-    found, expected = (forward(model, inputs, padding_free) for padding_free in (True, False))
-    assert torch.isfinite(found.logits).all()
-    torch.testing.assert_close(found.logits[[0, 2]], expected.logits[[0, 2]])
+    packed, expected = (forward(model, inputs, padding_free) for padding_free in (True, False))
+    assert torch.isfinite(packed.logits).all()
+    torch.testing.assert_close(packed.logits[[0, 2]], expected.logits[[0, 2]])
 
 
 def test_packing_and_padding():
@@ -125,17 +126,17 @@ STEPS |= {"eval_strategy": "steps", "eval_steps": 1, "train_dataset": rows(24)}
     ids=lambda changes: ", ".join(changes),
 )
 def test_a_run_is_that_of_the_padded_batches(tmp_path, student, teacher, changes):
-    padded, ours = copy.deepcopy(student), copy.deepcopy(student)
+    padded, packed = copy.deepcopy(student), copy.deepcopy(student)
     expected = distil(tmp_path, padded, teacher, **STEPS, **changes)
-    shapes = linear_rows(teacher), linear_rows(ours)
-    result = distil(tmp_path, ours, teacher, padding_free=True, **STEPS, **changes)
+    shapes = linear_rows(teacher), linear_rows(packed)
+    result = distil(tmp_path, packed, teacher, padding_free=True, **STEPS, **changes)
     assert [{batch for batch, _ in seen} for seen in shapes] == [{1}, {1}]  # evaluation included
     assert_same_run(result, expected)
-    torch.testing.assert_close(dict(ours.named_parameters()), dict(padded.named_parameters()))
+    torch.testing.assert_close(dict(packed.named_parameters()), dict(padded.named_parameters()))
     histories = [trainer.state.log_history for trainer, _, _ in (result, expected)]
-    found, wanted = ([log["eval_loss"] for log in history if "eval_loss" in log] for history in histories)
-    assert len(found) == 3
-    assert found == pytest.approx(wanted, rel=1e-5)
+    losses, expected_losses = ([log["eval_loss"] for log in logs if "eval_loss" in log] for logs in histories)
+    assert len(losses) == 3
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
 
 
 def test_two_teachers(tmp_path, student, teacher):
@@ -149,23 +150,25 @@ def test_bfloat16_is_close(tmp_path, student, teacher):
     runs = [distil(tmp_path, copy.deepcopy(student), teacher, padding_free=on, **changes) for on in (True, False)]
     (_, (log,), (gradients,)), (_, (expected,), (wanted,)) = runs
     assert log["loss"] == pytest.approx(expected["loss"], rel=0.03)
-    flat = [torch.cat([g.flatten() for g in found.values()]) for found in (gradients, wanted)]
+    flat = [torch.cat([g.flatten() for g in step.values()]) for step in (gradients, wanted)]
     assert torch.nn.functional.cosine_similarity(*flat, 0) > 0.99
 
 
-def test_kept_activations_are_those_of_a_padded_run(tmp_path, student, teacher):
+def test_cached_activations_are_those_of_a_padded_run(tmp_path, student, teacher):
     changes = {"loss_type": INTERMEDIATE, "max_steps": 2, "data_collator": pad}
     live = distil(tmp_path, copy.deepcopy(student), teacher, **changes)
-    for padding_free in (True, False):  # the second reads what the first has kept
-        kept = distil(
+    for padding_free in (True, False):  # the second run reads the cache of the first
+        cached = distil(
             tmp_path, copy.deepcopy(student), teacher, padding_free=padding_free, teacher_cache_gb=1.0, **changes
         )
-        assert_same_run(kept, live, rtol=3e-2, atol=1e-5)
+        assert_same_run(cached, live, rtol=3e-2, atol=1e-5)
     assert len(list((datasets.config.HF_DATASETS_CACHE / "teacher_activations").iterdir())) == 1
 
 
 def test_resume_is_bitwise_equal(tmp_path, student, teacher):
-    student = with_dropout(student)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
     changes = {"train_dataset": rows(20), "max_steps": 6, "per_device_train_batch_size": 4, "optim": "adamw_torch"}
     changes |= {"save_strategy": "steps", "save_steps": 3, "train_sampling_strategy": "random", "padding_free": True}
     whole, other = copy.deepcopy(student), copy.deepcopy(student)
@@ -202,10 +205,12 @@ def test_models_are_handed_back_as_they_came(tmp_path, student, teacher, interru
     assert set(shapes) == {(4, 9)}
 
 
-@pytest.mark.parametrize("name", sorted(ALL.keys() - set(MODEL_TYPES)))
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [*((name, "teacher") for name in sorted(ALL.keys() - set(MODEL_TYPES))), ("modernbert", "student")],
+)
 def test_other_architectures_are_refused(tmp_path, student, name, role):
-    other = build(*ALL[name])
+    other = tiny_model(name)
     before, seen = state(student), []
     other.register_forward_pre_hook(lambda *call: seen.append(call))
     models = (other, copy.deepcopy(other)) if role == "student" else (student, other)

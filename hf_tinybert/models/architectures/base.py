@@ -184,8 +184,8 @@ def _norms_after(parent: nn.Module, layers: nn.ModuleList) -> list[str]:
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The adapter of a model's family by `config.model_type`; what all families share if there is none."""
-    found = newest_match(Architecture, lambda family: config.model_type in family.model_types)
-    return (found or Architecture)()
+    family = newest_match(Architecture, lambda family: config.model_type in family.model_types) or Architecture
+    return family()
 
 
 def model_types(trait: str) -> list[str]:
