@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,6 +56,15 @@ class EvaluationRows:
         """The rows with these numbers, padded."""
         batch = self._collate(list(self.rows.select(numbers)))
         return {name: np.asarray(values) for name, values in batch.items()}
+
+    def sequences(self, count: int) -> dict[str, torch.Tensor]:
+        """The inputs of the first rows for a figure, (sequences, S) each; in multiple choice each choice is one."""
+        batch = self.batch(range(min(count, len(self))))
+        return {
+            name: torch.from_numpy(values).reshape(-1, values.shape[-1])
+            for name, values in batch.items()
+            if name not in self.label_names
+        }
 
     def chunks(self, size: int) -> list[np.ndarray]:
         """The numbers of the rows of each batch, rows of similar length together."""

@@ -1,9 +1,13 @@
 """What the figures hold, against eager attention and the definition of CKA."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import pad, rows, word_tokenizer
+from conftest import bert_config, build, pad, rows
+from head_kinds import KINDS
+from plain_report import plain_report
 
 from hf_tinybert.evaluation.plots import (
     attention_probabilities,
@@ -14,7 +18,6 @@ from hf_tinybert.evaluation.plots import (
     plot_similarity,
     save_png,
 )
-from hf_tinybert.evaluation.report import StudentReport
 
 GENERATOR = torch.Generator().manual_seed(0)
 HISTORY = [
@@ -65,22 +68,24 @@ def test_cka_does_not_see_rotation_scale_and_shift():
 
 def test_attention_probabilities_are_those_of_eager_attention(teacher):
     inputs, _ = one_row()
-    found = attention_probabilities(teacher, inputs, [2, 4])
+    probabilities = attention_probabilities(teacher, inputs, [2, 4])
     teacher.set_attn_implementation("eager")
     with torch.no_grad():
         expected = teacher(**inputs, output_attentions=True).attentions
-    assert sorted(found) == [2, 4]
-    for layer, probabilities in found.items():
-        np.testing.assert_allclose(probabilities, expected[layer - 1][0].mean(0).numpy(), rtol=1e-4, atol=1e-6)
+    assert sorted(probabilities) == [2, 4]
+    for layer, values in probabilities.items():
+        np.testing.assert_allclose(values, expected[layer - 1][0].mean(0).numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_attention_figure(teacher, student):
     inputs, tokens = one_row()
     student.train()
     figure = plot_attention(teacher, student, inputs, tokens)
-    theirs, ours = attention_probabilities(teacher, inputs, [2, 4]), attention_probabilities(student, inputs, [1, 2])
+    teacher_maps = attention_probabilities(teacher, inputs, [2, 4])
+    student_maps = attention_probabilities(student, inputs, [1, 2])
     panels = [image for image in images(figure) if image.shape == (9, 9)]
-    for image, expected in zip(panels, (theirs[2], ours[1], theirs[4], ours[2]), strict=True):
+    pairs = (teacher_maps[2], student_maps[1], teacher_maps[4], student_maps[2])
+    for image, expected in zip(panels, pairs, strict=True):
         np.testing.assert_allclose(image, expected)
         np.testing.assert_allclose(image.sum(-1), 1, rtol=1e-5)
         assert (image[:, 7:] == 0).all()
@@ -102,16 +107,40 @@ def test_similarity_figure(teacher, student):
     mask = batch["attention_mask"].bool()
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "output_hidden_states": True}
     with torch.no_grad():
-        theirs, ours = teacher(**inputs).hidden_states, student.eval()(**inputs).hidden_states
-    assert values[1, 3] == pytest.approx(naive_cka(ours[1][mask].double(), theirs[3][mask].double()), rel=1e-5)
+        teacher_states, student_states = teacher(**inputs).hidden_states, student.eval()(**inputs).hidden_states
+    expected = naive_cka(student_states[1][mask].double(), teacher_states[3][mask].double())
+    assert values[1, 3] == pytest.approx(expected, rel=1e-5)
     (longer,) = (
         image
         for image in images(plot_similarity(teacher, student, pad(list(rows(16)), 30)))
         if image.ndim == 2 and image.shape == (3, 5)
     )
     np.testing.assert_allclose(longer, values, rtol=1e-4)
-    (own, *_) = images(plot_similarity(teacher, teacher, batch))
-    np.testing.assert_allclose(np.diag(own), 1, rtol=1e-6)
+    (with_itself, *_) = images(plot_similarity(teacher, teacher, batch))
+    np.testing.assert_allclose(np.diag(with_itself), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["spans", "choices", "masked tokens"])
+def test_the_figures_of_any_head_are_those_of_its_encoder(name):
+    """With all that the collator makes: labels, positions, several choices."""
+    kind = KINDS[name]
+    teacher, student = (build(kind.model_class, bert_config(n, 16, **kind.config), n).eval() for n in (4, 2))
+    batch = pad(list(rows(12)))
+    columns = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    labelled = columns | {"labels": batch["labels"], "start_positions": batch["labels"], "row": batch["labels"]}
+    if name == "choices":
+        labelled |= {column: values.reshape(4, 3, -1) for column, values in columns.items()}
+    (values, *_), (expected, *_) = (
+        images(plot_similarity(*models, inputs))
+        for models, inputs in (((teacher, student), labelled), ((teacher.base_model, student.base_model), columns))
+    )
+    np.testing.assert_array_equal(values, expected)
+    inputs, tokens = one_row()
+    expected = attention_probabilities(teacher.base_model, inputs, [2])[2]
+    if name == "choices":
+        inputs = {column: values[:, None] for column, values in inputs.items()}
+    (first, *_) = images(plot_attention(teacher, student, inputs, tokens))
+    np.testing.assert_array_equal(first, expected)
 
 
 def test_losses_figure():
@@ -140,22 +169,20 @@ def test_a_stage_without_losses_is_refused():
         plot_losses([("prediction", [{"train_loss": 2.0, "step": 20}])])
 
 
-def test_latency_figure(teacher, student, tmp_path):
-    def compute(prediction):
-        return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean(), "other": 0.25}
-
-    options = {"engines": ("torch",), "calls": 3, "resamples": 5}
-    report = StudentReport.measure(teacher, student, rows(8), word_tokenizer(tmp_path), compute, **options)
+def test_latency_figure():
+    report = plain_report()
     (axes,) = plot_latency(report).axes
-    ordered = sorted(report.measurements, key=lambda found: found.latency_ms["p50"])
-    for disc, label, found in zip(axes.collections, axes.texts, ordered, strict=True):
-        assert disc.get_offsets().tolist() == [[found.latency_ms["p50"], found.metrics["accuracy"][0]]]
-        assert found.model in label.get_text()
-        assert found.engine_name in label.get_text()
+    ordered = sorted(report.measurements, key=lambda measurement: measurement.latency_ms["p50"])
+    for disc, label, measurement in zip(axes.collections, axes.texts, ordered, strict=True):
+        assert disc.get_offsets().tolist() == [[measurement.latency_ms["p50"], measurement.metrics["accuracy"][0]]]
+        assert measurement.model in label.get_text()
+        assert measurement.engine_name in label.get_text()
     areas = [disc.get_sizes()[0] for disc in axes.collections]
     assert areas[0] / areas[1] == pytest.approx(ordered[0].megabytes / ordered[1].megabytes)
     assert axes.get_xscale() == "log"
     assert "ms" in axes.get_xlabel()
+    teacher = report.measurements[0]
+    report.measurements = [replace(teacher, metrics=teacher.metrics | {"other": [0.25, 0.2, 0.3]})]
     assert plot_latency(report, "other").axes[0].collections[0].get_offsets()[0, 1] == 0.25
 
 

@@ -12,7 +12,8 @@ from datasets import Dataset
 from tokenizers.normalizers import Lowercase
 from transformers import BertForMaskedLM, BertModel
 
-from hf_tinybert.tasks.augmentation import Augmentation, WordVectors, masked_candidates, replace_words, whole_words
+from hf_tinybert.tasks import Augmentation, WordVectors
+from hf_tinybert.tasks.augmentation import masked_candidates, replace_words, whole_words
 
 TEXTS = ["The good film was not dull.", "a bright player", "very very bad book", "play", "", "zebra !"]
 
@@ -40,17 +41,17 @@ def test_candidates_equal_one_full_forward_pass_a_word(masked_lm, tokenizer):
     rows = [(row, position) for row in range(3) for position in range(1, len(ids[row]) - 1)]
     arguments = [ids[row] for row, _ in rows], [position for _, position in rows]
     for batch_tokens in (1, 20, 4096):
-        found = masked_candidates(masked_lm, *arguments, tokenizer.mask_token_id, 0, allowed, 4, batch_tokens)
-        for (row, position), best in zip(rows, found, strict=True):
+        candidates = masked_candidates(masked_lm, *arguments, tokenizer.mask_token_id, 0, allowed, 4, batch_tokens)
+        for (row, position), best in zip(rows, candidates, strict=True):
             masked = torch.tensor([ids[row]])
             masked[0, position] = tokenizer.mask_token_id
             logits = masked_lm(masked).logits[0, position]
-            wanted = [
+            expected = [
                 i
                 for i in logits.argsort(descending=True).tolist()
                 if i in allowed.tolist() and i != ids[row][position]
             ]
-            assert best == wanted[:4]
+            assert best == expected[:4]
     assert all(torch.equal(value, weights[name]) for name, value in masked_lm.state_dict().items())
 
 
@@ -87,10 +88,10 @@ def test_rows_follow_their_original_with_its_label(masked_lm, tokenizer, vectors
     assert augmented.features == rows.features
     assert augmented["idx"] == sorted(augmented["idx"])
     for index, text in enumerate(TEXTS):
-        own = augmented.filter(lambda row, index=index: row["idx"] == index)
-        assert own["sentence"][0] == text
-        assert len(set(own["sentence"])) == len(own) <= 5
-        assert set(own["label"]) == {rows[index]["label"]}
+        variants = augmented.filter(lambda row, index=index: row["idx"] == index)
+        assert variants["sentence"][0] == text
+        assert len(set(variants["sentence"])) == len(variants) <= 5
+        assert set(variants["label"]) == {rows[index]["label"]}
     assert len(augmented) > 15
 
 
@@ -113,7 +114,7 @@ def test_neither_batches_nor_order_nor_neighbours_matter(masked_lm, tokenizer, v
     assert variants(TEXTS, seed=1) != together
 
 
-def test_the_result_is_kept_on_disk(masked_lm, tokenizer, tmp_path, monkeypatch):
+def test_the_result_is_cached_on_disk(masked_lm, tokenizer, tmp_path, monkeypatch):
     Dataset.from_dict({"text": TEXTS}).to_parquet(tmp_path / "rows.parquet")
     rows = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     first = Augmentation(masked_lm, tokenizer, copies=3)(rows, ["text"])
@@ -124,7 +125,7 @@ def test_the_result_is_kept_on_disk(masked_lm, tokenizer, tmp_path, monkeypatch)
     assert other["text"][:] != first["text"][:]
 
 
-def test_what_is_kept_is_told_apart_by_all_that_it_depends_on(masked_lm, tokenizer):
+def test_cached_results_are_named_by_all_that_they_depend_on(masked_lm, tokenizer):
     def key(stop_words=("the",), words=("a", "b", "c"), first=1.0, case=True):
         backend = copy.deepcopy(tokenizer)
         if not case:
@@ -137,23 +138,6 @@ def test_what_is_kept_is_told_apart_by_all_that_it_depends_on(masked_lm, tokeniz
     assert key() == before
     keys = {key(), key(stop_words=("and",)), key(words=("b", "a", "c")), key(first=2.0), key(case=False)}
     assert len(keys) == 5
-
-
-def test_vectors_from_files(tmp_path):
-    values = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], dtype=np.float32)
-    lines = [f"{word} {x} {y}" for word, (x, y) in zip("abc", values.tolist(), strict=True)]
-    (tmp_path / "glove.txt").write_text("\n".join(lines))
-    np.save(tmp_path / "v.npy", values)
-    (tmp_path / "words.txt").write_text("a\nb\nc")
-    Dataset.from_dict({"index": ["a", "b", "c"]}).to_parquet(tmp_path / "words.parquet")
-    for files in (["glove.txt"], ["v.npy", "words.txt"], ["v.npy", "words.parquet"]):
-        vectors = WordVectors.load(*(tmp_path / name for name in files))
-        assert vectors.nearest(["a", "c", "nothing"], 1) == {"a": ["b"], "c": ["b"]}
-    assert WordVectors.load(tmp_path / "glove.txt", limit=2).words == ["a", "b"]
-    with pytest.raises(ValueError, match="pass words"):
-        WordVectors.load(tmp_path / "v.npy")
-    with pytest.raises(ValueError, match="2 words and 3 vectors"):
-        WordVectors(["a", "b"], values)
 
 
 def test_what_cannot_work_is_refused(masked_lm, tokenizer):

@@ -38,8 +38,8 @@ def test_every_ending_is_read_beside_the_context(tmp_path):
     assert rows["labels"][:] == data["label"][:]
     for row, tokens in zip(data, rows, strict=True):
         for choice in range(4):
-            want = tokenizer(row["sent1"], f"{row['sent2']} {row[f'ending{choice}']}")
-            assert all(tokens[name][choice] == values for name, values in want.items())
+            expected = tokenizer(row["sent1"], f"{row['sent2']} {row[f'ending{choice}']}")
+            assert all(tokens[name][choice] == values for name, values in expected.items())
     batch = SWAG.collator(tokenizer)([rows[i] for i in range(3)])
     assert batch["input_ids"].shape[:2] == (3, 4)
     assert batch["labels"].tolist() == rows["labels"][:3]
@@ -79,27 +79,29 @@ def test_what_is_wrong_with_the_data_is_said(changes, says):
         MultipleChoice.from_dataset(DatasetDict(train=rows, validation=rows), changes.get("text", ["question"]))
 
 
-def test_a_student_is_cut_on_all_choices(base, tmp_path):
-    """Nested rows cut the same student as their choices one by one."""
+def test_a_student_is_initialised_from_the_teacher_on_all_choices(tmp_path):
+    """Nested calibration rows give the same student as their choices one by one."""
     tokenizer = word_tokenizer(tmp_path)
     teacher = build(BertForMultipleChoice, bert_config(4, 32, vocab_size=len(tokenizer)))
     rows = SWAG.tokenize(swag()["train"], tokenizer).remove_columns("labels")
     flat = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
-    ours, theirs = (
-        create_student(teacher, **SIZE, calibration_dataset=sample, processing_class=tokenizer).state_dict()
-        for sample in (rows, flat)
+    nested_weights, flat_weights = (
+        create_student(
+            teacher, **SIZE, calibration_dataset=calibration_dataset, processing_class=tokenizer
+        ).state_dict()
+        for calibration_dataset in (rows, flat)
     )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(nested_weights[name], value) for name, value in flat_weights.items())
 
 
-def test_kept_logits_teach_as_live_ones(tmp_path):
+def test_cached_logits_teach_as_live_ones(tmp_path):
     tokenizer = word_tokenizer(tmp_path)
     teacher = build(BertForMultipleChoice, bert_config(4, 32, vocab_size=len(tokenizer)), 1).eval()
     student = build(BertForMultipleChoice, bert_config(2, 16, vocab_size=len(tokenizer)), 2)
     rows, collate = SWAG.tokenize(swag(8)["train"], tokenizer), SWAG.collator(tokenizer)
-    kept = cache_logits(teacher, rows, tokenizer, data_collator=collate, batch_size=3)
+    cached = cache_logits(teacher, rows, tokenizer, data_collator=collate, batch_size=3)
     losses = []
-    for data in (rows, kept):
+    for data in (rows, cached):
         _, (log,), _ = distil(tmp_path, student, teacher, None, data, collate, loss_type=["prediction"], max_steps=1)
         losses.append(log["prediction_loss"])
         student = build(BertForMultipleChoice, bert_config(2, 16, vocab_size=len(tokenizer)), 2)
@@ -111,7 +113,9 @@ def test_from_an_encoder_to_a_student(base, tmp_path, caplog):
     results = task_distillation(SWAG, swag(48), str(base), tmp_path / "out", student=SIZE, **fast, **QUICK)
     assert results["teacher"]["validation"]["accuracy"] > 0.5  # by chance 0.25
     assert set(results["student"]["validation"]) == {"accuracy", "score"}
-    assert "Teacher activations are not kept: that takes rows of one sequence, not of several choices." in caplog.text
+    assert (
+        "Teacher activations are not cached: that takes rows of one sequence, not of several choices." in caplog.text
+    )
     _, loading = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out/student", output_loading_info=True)
     assert not any(loading.values())
     log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]

@@ -39,7 +39,7 @@ def test_windows_cover_the_context_and_mark_the_answer(tokenizer):
     windows = TASK.tokenize(rows, tokenizer)
     seen = [set() for _ in rows]
     whole = tokenizer(rows["context"][:], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    found = [0] * len(rows)
+    with_answer = [0] * len(rows)
     for window in windows:
         row, offsets = rows[window["row"]], window["offsets"]
         assert len(window["input_ids"]) <= 16
@@ -50,10 +50,10 @@ def test_windows_cover_the_context_and_mark_the_answer(tokenizer):
         first, last = window["start_positions"], window["end_positions"]
         assert (first == 0) == (last == 0)
         if first:
-            found[window["row"]] += 1
+            with_answer[window["row"]] += 1
             assert row["context"][offsets[first][0] : offsets[last][1]] == row["answers"]["text"][0]
     assert seen == [set(map(tuple, offsets)) for offsets in whole]
-    assert [bool(n) for n in found] == [bool(answers["text"]) for answers in rows["answers"]]
+    assert [bool(count) for count in with_answer] == [bool(answers["text"]) for answers in rows["answers"]]
     contexts = [window["offsets"] for window in windows if window["row"] == windows[0]["row"]]
     assert len(contexts) > 1
     inside = [[tuple(o) for o in offsets if o != [-1, -1]] for offsets in contexts]
@@ -81,9 +81,31 @@ def test_logits_at_the_answers_give_the_answers(tokenizer):
         row[: len(ids)] = ids
     order = np.random.default_rng(1).permutation(len(windows))
     prediction = EvalPrediction((start[order], end[order]), None, inputs=inputs[order])
-    assert TASK.scorer(rows, windows)(prediction) == {"exact_match": 100, "f1": 100, "score": 100}
+    scorer = TASK.scorer(rows, windows)
+    assert scorer(prediction) == {"exact_match": 100, "f1": 100, "score": 100}
+    assert scorer.score_examples(prediction).tolist() == [[1, 1]] * len(rows)
     with pytest.raises(ValueError, match="include_for_metrics"):
-        TASK.scorer(rows, windows)(EvalPrediction((start, end), None))
+        scorer(EvalPrediction((start, end), None))
+
+
+def test_the_metrics_of_questions_are_the_means_of_each(tokenizer):
+    rows = questions()
+    windows = TASK.tokenize(rows, tokenizer)
+    start, end = np.random.default_rng(3).normal(size=(2, len(windows), 16))
+    start[np.arange(len(windows)), windows["start_positions"][:]] += 4
+    inputs = np.full((len(windows), 16), -100)
+    for row, ids in zip(inputs, windows["input_ids"], strict=True):
+        row[: len(ids)] = ids
+    prediction = EvalPrediction((start, end), None, inputs=inputs)
+    scorer = TASK.scorer(rows, windows)
+    best = [candidates[0]["text"] for candidates in TASK.answers(rows, windows, start, end)]
+    expected = squad_scores(best, [answers["text"] for answers in rows["answers"]])
+    assert 0 < expected["exact_match"] < expected["f1"] < 100
+    assert scorer(prediction) == {**expected, "score": expected["f1"]}
+    examples = scorer.score_examples(prediction)
+    drawn = [3, 3, 0, 7]
+    some = squad_scores([best[i] for i in drawn], [rows[i]["answers"]["text"] for i in drawn])
+    assert scorer.summarise(examples[drawn]) == {**some, "score": some["f1"]}
 
 
 def test_answers_are_spans_within_bounds(tokenizer):
@@ -131,15 +153,15 @@ def test_a_squad_file(tmp_path):
     ]
 
 
-def test_kept_logits_teach_as_live_ones(tmp_path, tokenizer):
+def test_cached_logits_teach_as_live_ones(tmp_path, tokenizer):
     config = {"vocab_size": len(tokenizer), **HEAD}
     teacher = build(BertForQuestionAnswering, bert_config(4, 32, **config), 1).eval()
     rows, collate = TASK.tokenize(questions(6), tokenizer), TASK.collator(tokenizer)
     rows = rows.remove_columns(["row", "offsets"])
-    kept = cache_logits(teacher, rows, tokenizer, data_collator=collate, batch_size=3)
-    assert len(kept[0]["teacher_logits"]) == len(kept[0]["input_ids"])
+    cached = cache_logits(teacher, rows, tokenizer, data_collator=collate, batch_size=3)
+    assert len(cached[0]["teacher_logits"]) == len(cached[0]["input_ids"])
     losses = []
-    for data in (rows, kept):
+    for data in (rows, cached):
         student = build(BertForQuestionAnswering, bert_config(2, 16, **config), 2)
         _, (log,), _ = distil(tmp_path, student, teacher, None, data, collate, loss_type=["prediction"])
         losses.append(log["prediction_loss"])

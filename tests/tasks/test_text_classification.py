@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, List
-from sklearn.metrics import f1_score
 from short_runs import QUICK, SIZE
+from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel, EvalPrediction
 
 from hf_tinybert import GLUE, TextClassification, task_distillation

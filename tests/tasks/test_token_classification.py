@@ -1,4 +1,4 @@
-"""Words and tags: at which token a word's tag stands, what is cut, the scores, and a whole run."""
+"""Words and tags: the token that has the tag of a word, truncation, the scores, and a whole run."""
 
 import json
 import random
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from short_runs import QUICK, SIZE
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForTokenClassification,
     BertModel,
@@ -53,8 +53,8 @@ def test_a_tag_stands_at_the_first_token_of_its_word(tmp_path, max_length):
     task, data = TokenClassification.from_dataset(sentences(), max_length=max_length)
     tokenizer = word_tokenizer(tmp_path)
     rows = task.tokenize(data["train"], tokenizer)
-    want = list(by_word_ids(data["train"], tokenizer, max_length))
-    assert list(zip(rows["input_ids"], rows["labels"], strict=True)) == want
+    expected = list(by_word_ids(data["train"], tokenizer, max_length))
+    assert list(zip(rows["input_ids"], rows["labels"], strict=True)) == expected
     assert max(map(len, rows["input_ids"])) <= max_length
     assert set(rows.column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
@@ -84,11 +84,11 @@ def test_words_keep_their_leading_space(train):
     rows = task.tokenize(data["train"], tokenizer)
     assert rows["input_ids"][:] == tokenizer(texts)["input_ids"]
     for row, tokens in zip(data["train"], rows, strict=True):
-        pieces = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
-        first = [piece for piece, label in zip(pieces, tokens["labels"], strict=True) if label != -100]
+        texts = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
+        first = [text for text, label in zip(texts, tokens["labels"], strict=True) if label != -100]
         assert [label for label in tokens["labels"] if label != -100] == row["ner_tags"]
-        assert all(word.startswith(piece.lstrip("Ġ▁")) for word, piece in zip(row["tokens"], first, strict=True))
-        assert all(piece[0] in "Ġ▁" for piece in first[1:])
+        assert all(word.startswith(text.lstrip("Ġ▁")) for word, text in zip(row["tokens"], first, strict=True))
+        assert all(text[0] in "Ġ▁" for text in first[1:])
 
 
 def test_words_without_a_token_have_no_label(tmp_path):
@@ -112,15 +112,18 @@ def test_scores_are_over_words():
     )
 
 
-def test_entities_that_are_cut_off_count_as_missed(tmp_path):
+def test_entities_that_truncation_removes_count_as_missed(tmp_path):
     words, tags = ["film", "good", "bad", "book"], [1, 0, 1, 2]
     task, data = TokenClassification.from_dataset(dataset([words], [tags]), max_length=4)
     tokens = task.tokenize(data["validation"], word_tokenizer(tmp_path))
     (labels,) = tokens["labels"]
     assert labels == [-100, 1, 0, -100]
     prediction = EvalPrediction(logits_of([[0, 1, 0, 0]]), np.array([labels]))
-    scores = task.scorer(data["validation"], tokens)(prediction)
+    scorer = task.scorer(data["validation"], tokens)
+    scores = scorer(prediction)
     assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx((1, 1 / 2, 2 / 3))
+    twice = scorer.summarise(scorer.score_examples(prediction)[[0, 0]])
+    assert (twice["precision"], twice["recall"]) == pytest.approx((1, 2 / 3))  # the one that is gone is gone once
 
 
 def test_parts_of_speech_are_scored_by_accuracy():
@@ -134,9 +137,9 @@ def test_tags_that_are_strings():
     names = [[TAGS[tag] for tag in row] for row in rows["ner_tags"]]
     rows = Dataset.from_dict({"words": rows["tokens"], "ner": names})
     strings = DatasetDict(train=rows, validation=rows)
-    task, found = TokenClassification.from_dataset(strings, "words", "ner")
+    task, data = TokenClassification.from_dataset(strings, "words", "ner")
     assert task.labels == ("B-A", "I-A", "I-B", "O")  # those that occur
-    assert [[task.labels[tag] for tag in row] for row in found["train"]["ner"]] == names
+    assert [[task.labels[tag] for tag in row] for row in data["train"]["ner"]] == names
     assert task.columns == ("words", "ner")
 
 
