@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM, Be
 
 from hf_tinybert import cli
 from hf_tinybert.cli import main
+from hf_tinybert.version import __version__
 
 SIZE = ("--size", 2, 16, 32, 4)
 
@@ -49,15 +50,13 @@ def run(verb, *flags) -> int:
 
 def test_distil_then_evaluate_report_and_export(folder, capsys):
     flags = (*DATA, *SIZE, *QUICK, "--calibration_rows", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
-    assert (
-        run("distill", *flags, "--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
-        == 0
-    )
+    flags += ("--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
+    assert run("distill", *flags) == 0
     printed = capsys.readouterr().out
     results = json.loads(printed[printed.index("{\n") :])  # Trainer's log is before it
     settings = json.loads((folder / "run/settings.json").read_text())
-    assert settings["steps"]["prediction"]["learning_rate"] == 3e-4
-    assert settings["steps"]["intermediate"]["seed"] == 3
+    assert settings["phases"]["prediction"]["learning_rate"] == 3e-4
+    assert settings["phases"]["intermediate"]["seed"] == 3
     student = AutoModelForSequenceClassification.from_pretrained("run/student")
     assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
     assert (student.config.embedding_size, student.config.hidden_dropout_prob) == (8, 0)
@@ -100,19 +99,8 @@ def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
     """
     (folder / "run.yaml").write_text("\n".join(line.strip() for line in settings.splitlines()))
     assert run("distill", "--config", "run.yaml", "--seed", 7) == 0
-    flags = (
-        *DATA,
-        *SIZE,
-        "--teacher",
-        "teacher",
-        "--output_dir",
-        "run",
-        "--bf16",
-        "--push_to_hub",
-        "false",
-        "--seed",
-        7,
-    )
+    flags = (*DATA, *SIZE, "--teacher", "teacher", "--output_dir", "run", "--bf16", "--push_to_hub", "false")
+    flags += ("--seed", 7)
     flags += ("--loss_type", "attention", "hidden", "--intermediate", "num_train_epochs=2", "loss_type=[hidden]")
     assert run("distill", *flags) == 0
     assert seen[0] == seen[1]
@@ -144,7 +132,7 @@ def test_doctor(folder, capsys):
     assert "dry steps" in healthy
     assert sorted(path.name for path in folder.iterdir()) == ["data", "encoder", "mlm", "teacher", "vocab.txt"]
     assert run("doctor", *flags, "--size", 2, 16, 32, 2) == 1
-    assert "FAIL  heads" in capsys.readouterr().out
+    assert "FAIL  attention heads" in capsys.readouterr().out
     assert run("doctor", *flags[2:], *SIZE, "--data", "data", "--text", "reviews") == 1
     assert "reviews" in capsys.readouterr().out
 
@@ -153,7 +141,7 @@ def test_doctor(folder, capsys):
     ("flags", "says"),
     [
         (("evaluate", "teacher"), "--task"),
-        (("evaluate", "encoder", *DATA), "fine-tune"),
+        (("evaluate", "encoder", *DATA), "no trained prediction head"),
         (("evaluate", "teacher", "--data", "data", "--text", "title", "--label", "stars"), "title"),
         (("evaluate", "teacher", *DATA, "--validation", "dev"), "dev"),
         (("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "epochs"), "KEY=VALUE"),
@@ -173,6 +161,18 @@ def test_unknown_flags_exit_with_2(capsys):
     assert ended.value.code == 2
 
 
+def test_without_a_verb_it_shows_its_help(capsys):
+    assert main([]) == 0
+    assert "hf-tinybert distill --task sst2" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--version")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"hf_tinybert {__version__}\n"
+
+
 @pytest.mark.parametrize("verb", ["distill", "augment", "evaluate", "report", "export", "push", "doctor"])
 def test_help_teaches(capsys, verb):
     with pytest.raises(SystemExit) as ended:
@@ -181,6 +181,8 @@ def test_help_teaches(capsys, verb):
     printed = capsys.readouterr().out
     assert getattr(cli, verb).__doc__.split()[0] in printed
     assert "--config" in printed
+    assert ("--calibration_rows" in printed) == ("--padding_free" in printed) == (verb in ("distill", "doctor"))
+    assert "--adam_beta1" not in printed  # one of Trainer's hundred
 
 
 def test_push_and_pull(hub, folder, capsys):

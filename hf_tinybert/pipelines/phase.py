@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..losses import DistillationLoss, TaskLoss
+from ..losses import DistillationLoss
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_losses
 
@@ -102,11 +102,6 @@ class Phase:
     def has_teacher(self) -> bool:
         """Whether its losses read what only a teacher has; the label loss is the student's own."""
         return bool(self.reads - {"loss"})
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it trains on the label loss alone, as Trainer does without this package."""
-        return all(type(loss) is TaskLoss for loss in self.losses)
 
     @property
     def is_skipped(self) -> bool:

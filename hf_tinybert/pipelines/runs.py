@@ -96,7 +96,7 @@ def _trainer(
         processing_class=data.tokenizer,
         compute_metrics=data.compute_metrics,
         teacher_model=list(teachers) if phase.has_teacher else None,
-        losses=None if phase.is_plain else phase.losses,
+        losses=phase.losses or None,
     )
     trainer.data_name, trainer.augmentation = data.name, data.augmentation
     return trainer

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from ..lineage import Lineage, ModelRecord
+from ..losses import TaskLoss
 from ..models.loading import load_tokenizer
 from ..students import TINYBERT4, create_student
 from ..tasks import Task
@@ -270,6 +271,8 @@ class _TaskRun:
             training_data = augmented if phase.augmented else self.training_data
             if "logits" in phase.reads:
                 training_data = self._with_logits(training_data, phase, models)
+            if all(type(loss) is TaskLoss for loss in phase.losses):
+                phase = replace(phase, losses=())  # the label loss alone is trained as Trainer does without a teacher
             student, state = train_once(student, phase, training_data, models)
             self.states[phase.name] = [state]
         return student

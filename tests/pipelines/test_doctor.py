@@ -52,26 +52,26 @@ def setup(tmp_path, monkeypatch):
     return run
 
 
-def failure(found: dict) -> tuple[str, str]:
+def failure(checks: dict) -> tuple[str, str]:
     """The one check that failed, and its line."""
-    ((name, line),) = [(name, line) for name, (passed, line) in found.items() if not passed]
+    ((name, line),) = [(name, line) for name, (passed, line) in checks.items() if not passed]
     return name, line
 
 
 def test_a_set_up_that_works(setup):
-    found = setup(init="teacher")
-    assert all(passed for passed, _ in found.values())
-    assert list(found)[-3:] == ["dry steps", "memory", "time"]
-    assert "1←2, 2←4" in found["layer mapping"][1]
+    checks = setup(init="teacher")
+    assert all(passed for passed, _ in checks.values())
+    assert list(checks)[-3:] == ["dry steps", "memory", "time"]
+    assert "1←2, 2←4" in checks["layer mapping"][1]
     for loss in ("attention", "hidden", "embedding", "prediction"):
-        assert f"{loss}_loss" in found["dry steps"][1]
-    assert "positive" in found["labels"][1]
+        assert f"{loss}_loss" in checks["dry steps"][1]
+    assert "positive" in checks["labels"][1]
 
 
 def test_a_teacher_without_a_head_is_no_failure(setup):
-    found = setup(BertModel)
-    assert all(passed for passed, _ in found.values())
-    assert "fine-tuned first" in found["teacher"][1]
+    checks = setup(BertModel)
+    assert all(passed for passed, _ in checks.values())
+    assert "fine-tuned first" in checks["teacher"][1]
 
 
 TEXTS = data()["train"]["text"]
@@ -108,12 +108,12 @@ def test_other_tasks(setup, tmp_path, kind):
     head, task, columns = OTHER_TASKS[kind]
     rows = Dataset.from_dict(columns)
     options = {} if kind == "tokens" else {"teacher": {"id2label": None, "label2id": None}}
-    found = setup(head, task, DatasetDict(train=rows, validation=rows), **options)
-    assert [finding for passed, finding in found.values() if not passed] == []
-    assert "prediction_loss" in found["dry steps"][1]
+    checks = setup(head, task, DatasetDict(train=rows, validation=rows), **options)
+    assert [finding for passed, finding in checks.values() if not passed] == []
+    assert "prediction_loss" in checks["dry steps"][1]
     ids = task.tokenize(rows, word_tokenizer(tmp_path))["input_ids"]
     ids = list(chain.from_iterable(ids)) if kind == "choices" else ids
-    assert found["lengths"][1].startswith(f"{np.median([len(row) for row in ids]):.0f} tokens at the median")
+    assert checks["lengths"][1].startswith(f"{np.median([len(row) for row in ids]):.0f} tokens at the median")
 
 
 def small_vocabulary(folder):
@@ -128,7 +128,7 @@ def not_a_number(model):
 
 OTHER_ORDER = {"id2label": {0: "positive", 1: "negative", 2: "neutral"}, "label2id": None}
 BROKEN = {
-    "other heads": ({"student": SIZE | {"num_attention_heads": 2}}, "heads", "num_attention_heads=4"),
+    "other heads": ({"student": SIZE | {"num_attention_heads": 2}}, "attention heads", "num_attention_heads=4"),
     "deeper than the teacher": ({"student": SIZE | {"num_hidden_layers": 6}}, "student", "num_hidden_layers=6"),
     "layer out of range": ({"layer_mapping": "3,9"}, "student", "(2, 9)"),
     "labels in another order": ({"teacher": OTHER_ORDER}, "teacher", "id2label"),
@@ -157,42 +157,42 @@ def test_broken_set_ups(setup, case, monkeypatch):
     if name == "memory":  # as on a machine that has none left
         monkeypatch.setattr("hf_tinybert.pipelines.doctor.get_max_memory", lambda: {"cpu": 1000})
         options = {}
-    found, line = failure(setup(**options))
-    assert found == name
+    checks, line = failure(setup(**options))
+    assert checks == name
     assert fix in line
     assert "\n" not in line
 
 
 def test_a_student_of_another_vocabulary(setup, tmp_path):
-    found, line = failure(setup(student=small_vocabulary(tmp_path / "student")))
-    assert (found, "vocab_size is 30" in line) == ("vocabularies", True)
+    checks, line = failure(setup(student=small_vocabulary(tmp_path / "student")))
+    assert (checks, "vocab_size is 30" in line) == ("vocabularies", True)
 
 
 def test_a_student_of_other_tokens(setup, tmp_path):
-    """As many embeddings as the teacher has, for the same pieces in another order."""
+    """As many embeddings as the teacher has, for the same tokens in another order."""
     folder = tmp_path / "student"
     folder.mkdir()
     tokenizer = word_tokenizer(folder)
-    pieces = sorted(tokenizer.get_vocab())
-    BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}).save_pretrained(folder)
-    build(BertForSequenceClassification, bert_config(2, 16, vocab_size=len(pieces))).save_pretrained(folder)
-    found, line = failure(setup(student=str(folder)))
-    assert (found, "transfer_vocabulary" in line) == ("vocabularies", True)
+    tokens = sorted(tokenizer.get_vocab())
+    BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder)
+    build(BertForSequenceClassification, bert_config(2, 16, vocab_size=len(tokens))).save_pretrained(folder)
+    checks, line = failure(setup(student=str(folder)))
+    assert (checks, "transfer_vocabulary" in line) == ("vocabularies", True)
     tokenizer.save_pretrained(folder)
     assert all(passed for passed, _ in setup(student=str(folder)).values())
 
 
 def test_a_student_that_is_nowhere(hub, setup):
-    found, line = failure(setup(student="no/such-model"))
-    assert (found, "'no/such-model'" in line) == ("student", True)
+    checks, line = failure(setup(student="no/such-model"))
+    assert (checks, "'no/such-model'" in line) == ("student", True)
 
 
-def test_an_architecture_that_cannot_be_cut(setup):
+def test_an_architecture_that_cannot_be_initialised_from_the_teacher(setup):
     def decode(model):
         model.config.is_decoder = True
 
-    found, line = failure(setup(change=decode, init="teacher"))
-    assert (found, "init='layers'" in line) == ("student", True)
+    checks, line = failure(setup(change=decode, init="teacher"))
+    assert (checks, "init='layers'" in line) == ("student", True)
 
 
 def test_token_types_that_a_distilbert_student_does_not_take(setup, tmp_path):
@@ -206,5 +206,5 @@ def test_token_types_that_a_distilbert_student_does_not_take(setup, tmp_path):
         label2id={n: i for i, n in LABELS.items()},
     )
     build(DistilBertForSequenceClassification, config).save_pretrained(tmp_path / "student")
-    found = setup(student=str(tmp_path / "student"))
-    assert all(passed for passed, _ in found.values())
+    checks = setup(student=str(tmp_path / "student"))
+    assert all(passed for passed, _ in checks.values())

@@ -1,75 +1,54 @@
-"""Whole runs at toy size: what they leave behind, and that a killed one ends as if nothing had happened."""
+"""Task distillation at toy size: what a run leaves behind, and that a killed one ends as if nothing had happened."""
 
 import json
-import multiprocessing
-import os
-import signal
+from functools import partial
 
+import datasets
 import pytest
 import torch
-from conftest import WORDS, bert_config, build, word_tokenizer
-from datasets import Dataset
+from conftest import bert_config, build, word_tokenizer
 from short_runs import QUICK, SIZE
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    BertModel,
-    TrainerCallback,
+from toy_runs import (
+    MappedState,
+    assert_same_weights,
+    base,  # noqa: F401
+    killed_at_step,
+    killed_in,
+    killed_while_saving,
+    save_classifier,
+    save_encoder,
+    sentences,
 )
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification
 
 import hf_tinybert.pipelines.task
-from hf_tinybert import GLUE, Augmentation, DistillationTrainer, general_distillation, task_distillation
-from hf_tinybert.pipelines.text import tokenize_text
+from hf_tinybert import GLUE, Augmentation, HiddenLoss, PredictionLoss, TaskLoss, task_distillation
+from hf_tinybert.lineage import Lineage
+
+TASK = GLUE["sst2"]
+ONE_PHASE = {"student": SIZE, "init": "random", "intermediate": {"num_train_epochs": 0}, **QUICK}
 
 
-@pytest.fixture
-def base(tmp_path):
-    """A pre-trained encoder with its tokenizer, no head."""
-    tokenizer = word_tokenizer(tmp_path)
-    tokenizer.save_pretrained(tmp_path / "base")
-    build(BertModel, bert_config(4, 32, dropout=0.1, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+def augmentation(folder) -> Augmentation:
+    tokenizer = word_tokenizer(folder)
+    masked_lm = build(BertForMaskedLM, bert_config(1, 16, vocab_size=len(tokenizer)))
+    return Augmentation(masked_lm, tokenizer, copies=1, batch_tokens=64)
 
 
-@pytest.fixture
-def augmentation(base):
-    tokenizer = word_tokenizer(base)
-    return Augmentation(
-        build(BertForMaskedLM, bert_config(1, 16, vocab_size=len(tokenizer))), tokenizer, copies=1, batch_tokens=64
+def load(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def log_of(folder) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_from_an_encoder_to_a_student(base, tmp_path):  # noqa: F811
+    data, variants = sentences(tmp_path), augmentation(tmp_path)
+    run = partial(
+        task_distillation, TASK, data, str(base), tmp_path / "out", student=SIZE, augmentation=variants, **QUICK
     )
-
-
-def sentences(folder, count=20, regression=False):
-    words = [w for w in WORDS if w.isalpha()]
-    rows = {
-        "sentence": [f"the {words[i % 2]} {words[2 + i % 5]} {words[i % 13]}" for i in range(count)],
-        "label": [1.0 + i % 2 if regression else i % 2 for i in range(count)],
-    }
-    (folder / "sst2").mkdir(exist_ok=True)
-    for split in ("train", "validation"):
-        Dataset.from_dict(rows).to_parquet(folder / f"sst2/{split}.parquet")
-    return GLUE["sst2"].load(folder)
-
-
-def weights(folder):
-    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
-
-
-def assert_same_student(folder, expected):
-    for name in ("student", "student_last"):
-        ours, theirs = weights(folder / name), weights(expected / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        ours, theirs = (AutoConfig.from_pretrained(run / name).distillation for run in (folder, expected))
-        assert ours == theirs
-
-
-def test_from_an_encoder_to_a_student(base, augmentation, tmp_path):
-    task, data = GLUE["sst2"], sentences(tmp_path)
-    run = {"student": SIZE, "augmentation": augmentation, **QUICK}
-    results = task_distillation(task, data, str(base), tmp_path / "out", **run)
+    results = run()
     assert results == json.loads((tmp_path / "out/results.json").read_text())
     assert set(results["seconds"]) == {"fine_tuning", "intermediate", "prediction"}
     assert results["rows"] > 25
@@ -79,112 +58,192 @@ def test_from_an_encoder_to_a_student(base, augmentation, tmp_path):
     )
     assert not any(loading.values())
     assert student.config.id2label == {0: "negative", 1: "positive"}
-    lineage = student.config.distillation
-    assert (lineage["teacher"], lineage["teacher_finetuned_from"]) == ("./teacher", "./base")
-    for stage in lineage["stages"]:
-        assert stage["data"]["name"] == "sst2"
-        assert stage["data"]["rows"] == results["rows"]
-        assert stage["augmentation"] == {"masked_lm": None, "masked_lm_revision": None} | augmentation.settings
+    lineage = Lineage.from_config(student.config)
+    assert (lineage.teacher.name, lineage.teacher.finetuned_from.name) == ("./teacher", "./base")
+    assert len(lineage.stages) == 2
+    for stage in lineage.stages:
+        assert (stage.data.name, stage.data.rows) == ("sst2", results["rows"])
+        assert stage.augmentation == {"masked_lm": None, "masked_lm_revision": None} | variants.settings
     assert "copies 1, p 0.4" in (tmp_path / "out/student/README.md").read_text()
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
 
     before = (tmp_path / "out/student/model.safetensors").stat().st_mtime_ns
-    assert task_distillation(task, data, str(base), tmp_path / "out", **run) == results
+    assert run() == results
     assert (tmp_path / "out/student/model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"other \['steps'\]"):
-        task_distillation(task, data, str(base), tmp_path / "out", **run, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"other \['phases'\]"):
+        run(learning_rate=1e-3)
 
 
-def test_steps_and_what_they_learn(base, tmp_path):
-    """A teacher with a head is not fine-tuned, 0 epochs leave a step out, the label loss alone is plain Trainer."""
+def test_phases_and_what_they_learn(base, tmp_path):  # noqa: F811
+    """A teacher with a head is not fine-tuned, 0 epochs leave a phase out, the label loss alone is plain Trainer."""
     data = sentences(tmp_path)
-    teacher = build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **GLUE["sst2"].head))
-    teacher.save_pretrained(base)
-    run = {"student": SIZE, "init": "random", "intermediate": {"num_train_epochs": 0}, **QUICK}
-    results = task_distillation(GLUE["sst2"], data, str(base), tmp_path / "logits", **run)
+    save_classifier(base)
+    results = task_distillation(TASK, data, str(base), tmp_path / "logits", **ONE_PHASE)
     assert set(results["seconds"]) == {"prediction"}
-    log = json.loads((tmp_path / "logits/student/trainer_state.json").read_text())["log_history"]
-    assert "prediction_loss" in log[0]
-    task_distillation(GLUE["sst2"], data, str(base), tmp_path / "labels", **run, prediction={"loss_type": ["task"]})
-    log = json.loads((tmp_path / "labels/student/trainer_state.json").read_text())["log_history"]
-    assert "task_loss" not in log[0]
-    start = {**run, "student": str(tmp_path / "labels/student")}
-    again = task_distillation(GLUE["sst2"], data, str(base), tmp_path / "again", **start)
+    assert "prediction_loss" in log_of(tmp_path / "logits/student")[0]
+    for name, labels in (("names", {"loss_type": ["task"]}), ("losses", {"losses": [TaskLoss()]})):
+        task_distillation(TASK, data, str(base), tmp_path / name, **ONE_PHASE, prediction=labels)
+        assert "task_loss" not in log_of(tmp_path / name / "student")[0]
+    assert_same_weights(load(tmp_path / "names/student"), load(tmp_path / "losses/student"))
+    start = {**ONE_PHASE, "student": str(tmp_path / "names/student")}
+    again = task_distillation(TASK, data, str(base), tmp_path / "again", **start)
     assert again["parameters"] == results["parameters"]
 
 
-def test_best_and_last_epoch_are_both_kept(base, tmp_path):
-    data, task = sentences(tmp_path), GLUE["sst2"]
-    build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **task.head)).save_pretrained(base)
+def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
+    data = sentences(tmp_path)
+    save_classifier(tmp_path / "classifier")
+    word_tokenizer(tmp_path).save_pretrained(tmp_path / "classifier")
+    task_distillation(
+        TASK,
+        data,
+        str(tmp_path / "classifier"),
+        tmp_path / "out",
+        student=SIZE,
+        augmentation=augmentation(tmp_path),
+        intermediate={"teacher": [str(base), str(tmp_path / "classifier")], "augmented": False},
+        **QUICK,
+    )
+    first, second = Lineage.from_config(load(tmp_path / "out/student").config).stages
+    assert [teacher.model.name for teacher in first.teachers] == ["./teacher_intermediate", "./classifier"]
+    assert [teacher.model.name for teacher in second.teachers] == ["./classifier"]
+    assert first.augmentation is None
+    assert first.data.rows == len(data["train"]) < second.data.rows
+
+
+def test_best_and_last_epoch_are_both_saved(base, tmp_path):  # noqa: F811
+    data = sentences(tmp_path)
+    save_classifier(base)
     best = {"metric_for_best_model": "loss", "greater_is_better": True, "loss_type": ["task"], "num_train_epochs": 3}
-    run = {"student": SIZE, "intermediate": {"num_train_epochs": 0}, "prediction": best, **QUICK}
-    task_distillation(task, data, str(base), tmp_path / "out", **run)
-    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
-    wanted = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert max(wanted) > wanted[-1] + 1e-6
+    task_distillation(TASK, data, str(base), tmp_path / "out", **ONE_PHASE | {"init": "teacher"}, prediction=best)
+    losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out/student") if "eval_loss" in entry]
+    assert max(losses) > losses[-1] + 1e-6
     inputs = word_tokenizer(base)(data["validation"]["sentence"][:], padding=True, return_tensors="pt")
     inputs["labels"] = torch.tensor(data["validation"]["label"][:])
-    for name, want in (("student", max(wanted)), ("student_last", wanted[-1])):
-        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / name).eval()
-        assert model(**inputs).loss.item() == pytest.approx(want, rel=1e-5)
+    for name, loss in (("student", max(losses)), ("student_last", losses[-1])):
+        assert load(tmp_path / "out" / name).eval()(**inputs).loss.item() == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("labels", [("positive", "negative"), ("a", "b", "c"), ("no", "yes")])
-def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):
+@pytest.mark.parametrize("labels", [("positive", "negative"), ("a", "b", "c")])
+def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: F811
     head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **head)).save_pretrained(base)
     with pytest.raises(ValueError, match=r"The task's labels are .*, the teacher's"):
-        task_distillation(GLUE["sst2"], sentences(tmp_path), str(base), tmp_path / "out", student=SIZE, **QUICK)
-
-
-class Stop(TrainerCallback):
-    """SIGKILL in a step of the run, after its checkpoint or in the middle of writing one."""
-
-    def __init__(self, folder, step):
-        self.folder, self.step = folder, step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.output_dir.endswith(self.folder) and state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed(run, folder, step):
-    """Do `run` in a process that dies by SIGKILL in `folder` at `step`; "writing" is while a checkpoint is written."""
-
-    def target():
-        if folder == "augmentation":
-            hf_tinybert.pipelines.task.Augmentation.variants = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        elif folder == "writing":
-            DistillationTrainer._save_optimizer_and_scheduler = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        else:
-            callback, plain = Stop(folder, step), DistillationTrainer.__init__
-
-            def with_callback(self, *args, **kwargs):
-                plain(self, *args, **kwargs)
-                self.add_callback(callback)
-
-            DistillationTrainer.__init__ = with_callback
-        run()
-
-    process = multiprocessing.get_context("fork").Process(target=target)
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == -signal.SIGKILL
+        task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", student=SIZE, **QUICK)
 
 
 @pytest.mark.parametrize(
-    ("folder", "step"),
-    [("teacher", 3), ("augmentation", 0), ("intermediate", 5), ("student", 4), ("writing", 0)],
+    ("arguments", "message"),
+    [
+        ({"prediction": {"num_train_epochs": 0}}, "prediction phase selects and saves"),
+        ({"losses": [PredictionLoss()]}, "losses belong to a phase"),
+        ({"intermediate": {"losses": []}}, "losses of intermediate is empty"),
+        ({"prediction": {"losses": [PredictionLoss(), PredictionLoss()]}}, "same name"),
+        ({"intermediate": {"loss_type": ["hiden"]}}, "loss_type"),
+    ],
 )
-def test_a_killed_task_distillation_goes_on(base, augmentation, tmp_path, folder, step, monkeypatch):
+def test_arguments_that_do_not_fit_are_refused_before_anything_is_trained(base, tmp_path, arguments, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", **QUICK, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+class SoftLabels(PredictionLoss):
+    name = "soft_labels"
+
+
+class HalfLabels(TaskLoss):
+    name = "half_labels"
+
+    def forward(self, student, teacher, layer_mapping):
+        return student.loss / 2
+
+
+def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path, monkeypatch):  # noqa: F811
+    """Whatever their names, logits are cached, and a phase whose losses read labels alone has no teacher."""
+    cached, cache_logits = [], hf_tinybert.pipelines.task.cache_logits
+    monkeypatch.setattr(
+        hf_tinybert.pipelines.task, "cache_logits", lambda *args, **how: cached.append(1) or cache_logits(*args, **how)
+    )
     data = sentences(tmp_path)
-    often = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "eval_strategy": "steps"}
+    save_classifier(base)
+    run = partial(task_distillation, TASK, data, str(base), **ONE_PHASE)
+    run(tmp_path / "names")
+    assert len(cached) == 1
+    run(tmp_path / "logits", prediction={"losses": [SoftLabels()]})
+    assert len(cached) == 2
+    assert "soft_labels_loss" in log_of(tmp_path / "logits/student")[0]
+    assert_same_weights(load(tmp_path / "logits/student"), load(tmp_path / "names/student"))
 
-    def run(output_dir="out"):
-        options = {"student": SIZE, "augmentation": augmentation, **QUICK, **often}
-        return task_distillation(GLUE["sst2"], data, str(base), tmp_path / output_dir, **options)
+    run(tmp_path / "labels", prediction={"losses": [HalfLabels()]})
+    assert len(cached) == 2
+    assert "half_labels_loss" in log_of(tmp_path / "labels/student")[0]
+    (stage,) = Lineage.from_config(load(tmp_path / "labels/student").config).stages
+    assert stage.teachers == []
 
-    killed(run, folder, step)
+
+def test_losses_of_a_users_own_are_recorded(base, tmp_path):  # noqa: F811
+    """Another class, weight or setting is another run."""
+    save_classifier(base)
+    run = partial(task_distillation, TASK, sentences(tmp_path), str(base), tmp_path / "out", student=SIZE, **QUICK)
+    loss = MappedState(0.5)
+    run(intermediate={"losses": [loss]})
+    assert torch.equal(loss.map, MappedState().map)  # a copy was trained
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["phases"]["intermediate"]["losses"] == [
+        {"class": "MappedState", "name": "mapped_state", "weight": 0.5, "settings": {"power": 2.0}}
+    ]
+    run(intermediate={"losses": [MappedState(0.5)]})
+
+    class Other(MappedState):
+        pass
+
+    for other in (MappedState(1.0), MappedState(0.5, power=1), Other(0.5)):
+        with pytest.raises(ValueError, match=r"other \['phases'\]"):
+            run(intermediate={"losses": [other]})
+
+
+def long_run(folder, output_dir):
+    """A run with checkpoints in between, on a loss of a user's own and on one with projections."""
+    return task_distillation(
+        TASK,
+        sentences(folder),
+        str(folder / "base"),
+        folder / output_dir,
+        student=SIZE,
+        augmentation=augmentation(folder),
+        intermediate={"losses": [MappedState(), HiddenLoss()]},
+        save_strategy="steps",
+        save_steps=2,
+        eval_steps=2,
+        eval_strategy="steps",
+        **QUICK,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder and the results of a run that is not killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    save_encoder(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        results = long_run(folder, "out")
+    return folder / "out", results
+
+
+KILLS = {
+    "in the fine-tuning": lambda run: killed_at_step(run, "teacher", 3),
+    "in the augmentation": lambda run: killed_in(run, Augmentation, "variants"),
+    "in the intermediate phase": lambda run: killed_at_step(run, "intermediate", 5),
+    "in the prediction phase": lambda run: killed_at_step(run, "student", 4),
+    "while saving": killed_while_saving,
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_ends_with_the_same_student(base, tmp_path, whole, kill, monkeypatch):  # noqa: F811
+    KILLS[kill](lambda: long_run(tmp_path, "out"))
     assert not (tmp_path / "out/results.json").exists()
     starts, create_student = [], hf_tinybert.pipelines.task.create_student
 
@@ -193,77 +252,12 @@ def test_a_killed_task_distillation_goes_on(base, augmentation, tmp_path, folder
         return create_student(*args, init=init, **kwargs)
 
     monkeypatch.setattr(hf_tinybert.pipelines.task, "create_student", record)
-    results, expected = run(), run("whole")
-    # a student that has begun to learn is not cut again
-    assert starts == ["random" if folder in ("intermediate", "student") else "teacher", "teacher"]
+    results = long_run(tmp_path, "out")
+    # a student that has begun to learn is not initialised from the teacher again
+    assert starts == ["random" if kill in ("in the intermediate phase", "in the prediction phase") else "teacher"]
+    expected_folder, expected = whole
     assert results["student"] == expected["student"]
-    assert_same_student(tmp_path / "out", tmp_path / "whole")
-
-
-def texts(count=30):
-    return Dataset.from_dict({"text": [" ".join(WORDS[(i * j) % 13] for j in range(i % 7)) for i in range(count)]})
-
-
-def test_packing_keeps_every_token_once(base):
-    tokenizer = word_tokenizer(base)
-    data = texts()
-    rows = tokenize_text(data, tokenizer, max_length=10)
-    pieces = [ids for row in rows["input_ids"] for ids in row[1:-1]]
-    wanted = [id for row in tokenizer(data["text"][:], add_special_tokens=False)["input_ids"] for id in [*row, 3]]
-    assert pieces == wanted[:-1]
-    assert all(len(row) == 10 for row in rows["input_ids"][:-1])
-    assert {(row[0], row[-1]) for row in rows["input_ids"]} == {(2, 3)}
-    whole = tokenize_text(data, tokenizer, max_length=6, packed=False)
-    assert len(whole) == len(data)
-    assert max(map(len, whole["input_ids"])) == 6
-    streamed = tokenize_text(data.to_iterable_dataset(), tokenizer, max_length=10)
-    assert [row["input_ids"] for row in streamed] == rows["input_ids"][:]
-    with pytest.raises(ValueError, match="no column 'content'"):
-        tokenize_text(data, tokenizer, "content")
-
-
-def test_general_distillation_then_the_task(base, tmp_path):
-    run = {"student": SIZE, "max_length": 12, "calibration_rows": 8, **QUICK}
-    student = general_distillation(texts(), str(base), tmp_path / "general", **run)
-    assert type(student) is BertModel
-    log = json.loads((tmp_path / "general/trainer_state.json").read_text())["log_history"]
-    assert {"attention_loss", "hidden_loss", "embedding_loss"} <= set(log[0])
-    assert "prediction_loss" not in log[0]
-    results = task_distillation(
-        GLUE["sst2"], sentences(tmp_path), str(base), tmp_path / "task", student=tmp_path / "general", **QUICK
-    )
-    assert results["parameters"]["student"] < results["parameters"]["teacher"]
-
-
-def test_general_distillation_of_a_masked_language_model(base, tmp_path):
-    data, run = texts(), {"student": SIZE, "max_length": 12, "mlm_probability": 0.3, **QUICK}
-    run["loss_type"] = ["attention", "hidden", "embedding", "prediction"]
-    with pytest.raises(ValueError, match="no masked language model, it lacks"):
-        general_distillation(data, str(base), tmp_path / "headless", **run)
-    teacher = build(BertForMaskedLM, bert_config(4, 32, vocab_size=20)).eval()
-    teacher.save_pretrained(base)
-    general_distillation(data, str(base), tmp_path / "out", **run)
-    student, loading = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(loading.values())
-    assert student.config.hidden_size == 16
-    log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
-    assert {f"{name}_loss" for name in run["loss_type"]} <= set(log[0])
-
-    # the head is cut along with the rest: words that the teacher names are the student's from the start
-    start = general_distillation(data, str(base), tmp_path / "start", **run | {"learning_rate": 0.0, "max_steps": 1})
-    ids = torch.randint(5, 20, (32, 10), generator=torch.Generator().manual_seed(0))
-    found = [model.eval()(input_ids=ids).logits.argmax(-1) for model in (teacher, start)]
-    assert (found[0] == found[1]).float().mean() > 0.5
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_killed_general_distillation_goes_on(base, tmp_path, streamed):
-    data = texts().to_iterable_dataset(num_shards=2) if streamed else texts()
-
-    def run(output_dir="out"):
-        options = {"student": SIZE, "max_length": 12, "calibration_rows": 8, **QUICK, "save_steps": 2, "max_steps": 6}
-        return general_distillation(data, str(base), tmp_path / output_dir, **options).state_dict()
-
-    killed(run, "out", 5)
-    ours, theirs = run(), run("whole")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("student", "student_last"):
+        assert_same_weights(load(tmp_path / "out" / name), load(expected_folder / name))
+        lineages = [AutoConfig.from_pretrained(run / name).distillation for run in (tmp_path / "out", expected_folder)]
+        assert lineages[0] == lineages[1]
