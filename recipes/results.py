@@ -50,6 +50,7 @@ def record(folder: Path, commit: str, hardware: str) -> dict:
 def group(run: dict) -> str:
     """A key that is equal for runs that differ only in the seed."""
     settings = json.loads(json.dumps(run["settings"]))
+    settings.setdefault("calibration_rows", settings.pop("sample", None))  # "sample" is the name in older runs
     for arguments in (*settings["steps"].values(), settings["augmentation"] or {}):
         arguments.pop("seed", None)
     del settings["steps"]["fine_tuning"], settings["teacher"]  # the teacher's score identifies it
