@@ -20,6 +20,7 @@ PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.S)
 PHASES = {"intermediate": "intermediate", "prediction": "student", "fine_tuning": "teacher"}
 COLUMNS = ["task", "teacher", "student", "init", "phases: epochs, losses", "bf16", "augmented", "teacher"]
 COLUMNS += ["student (seeds)", "last epoch", "retained", "minutes", "commit"]
+OLDER_NAMES = {"sample": "calibration_rows", "steps": "phases"}  # of settings, in the records of older commits
 
 
 def shorter(path: str) -> str:
@@ -47,12 +48,26 @@ def record(folder: Path, commit: str, hardware: str) -> dict:
     }
 
 
+def load(file: Path) -> dict:
+    """A record under the present names of settings."""
+    run = json.loads(file.read_text())
+    run["settings"] = {OLDER_NAMES.get(name, name): value for name, value in run["settings"].items()}
+    return run
+
+
+def loss_names(arguments: dict) -> list[str]:
+    """The names of the losses of a phase; older records name them by `loss_type` alone."""
+    if "losses" in arguments:
+        return [loss["name"] for loss in arguments["losses"]]
+    return arguments["loss_type"]
+
+
 def group(run: dict) -> str:
     """A key that is equal for runs that differ only in the seed."""
     settings = json.loads(json.dumps(run["settings"]))
-    for arguments in (*settings["steps"].values(), settings["augmentation"] or {}):
+    for arguments in (*settings["phases"].values(), settings["augmentation"] or {}):
         arguments.pop("seed", None)
-    del settings["steps"]["fine_tuning"], settings["teacher"]  # the teacher's score identifies it
+    del settings["phases"]["fine_tuning"], settings["teacher"]  # the teacher's score identifies it
     return json.dumps([settings, round(score(run, "teacher"), 1)])
 
 
@@ -71,11 +86,10 @@ def row(runs: list[dict]) -> list[str]:
     if not isinstance(size, str):
         embeddings = f", embeddings of {size['embedding_size']}" if "embedding_size" in size else ""
         size = "{num_hidden_layers} × {hidden_size}/{intermediate_size}".format_map(size) + embeddings
-    phases = [(name, settings["steps"][name]) for name in ("intermediate", "prediction")]
     phases = [
-        f"{name}: {arguments['num_train_epochs']:g}, {' '.join(arguments['loss_type'])}"
+        f"{name}: {arguments['num_train_epochs']:g}, {' '.join(loss_names(arguments))}"
         + (f", {arguments['layer_mapping']}" if arguments.get("layer_mapping", "uniform") != "uniform" else "")
-        for name, arguments in phases
+        for name, arguments in ((name, settings["phases"][name]) for name in ("intermediate", "prediction"))
         if arguments["num_train_epochs"]
     ]
     scores, teacher = [score(run, "student") for run in runs], score(runs[0], "teacher")
@@ -86,7 +100,7 @@ def row(runs: list[dict]) -> list[str]:
         size,
         settings["init"] if isinstance(settings["student"], dict) else "loaded",
         "; ".join(phases),
-        "yes" if settings["steps"]["prediction"].get("bf16") else "",
+        "yes" if settings["phases"]["prediction"].get("bf16") else "",
         f"{runs[0]['results']['rows']:,}" if settings["augmentation"] else "",
         f"{teacher:.1f}",
         f"**{mean(scores):.1f}**" + (f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(runs) > 1 else ""),
@@ -110,7 +124,7 @@ for folder in options.folders:
     (options.readme.parent / "results" / f"{folder.name}.json").write_text(text + "\n")
 groups: dict[str, list[dict]] = {}
 for file in sorted((options.readme.parent / "results").glob("*.json")):
-    run = json.loads(file.read_text())
+    run = load(file)
     groups.setdefault(group(run), []).append(run)
 lines = ["| " + " | ".join(cells) + " |" for cells in sorted(map(row, groups.values()))]
 table = "\n".join(["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *lines]) + "\n"

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -243,8 +243,9 @@ def parameters_of(function: ast.FunctionDef) -> list[str]:
 
 def documented_parameters(docstring: str) -> set[str]:
     """The names that the section Args of a docstring explains, as `name: meaning` or `name (type): meaning`."""
-    section = docstring.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
-    indentation = min((len(line) - len(line.lstrip()) for line in section), default=0)
+    lines = docstring.partition("Args:\n")[2].splitlines()
+    section = [*takewhile(lambda line: not line or line.startswith(" "), lines)]
+    indentation = min((len(line) - len(line.lstrip()) for line in section if line), default=0)
     entries = [line.partition(":")[0] for line in section if line[indentation : indentation + 1].strip()]
     return set(chain.from_iterable(re.findall(r"\w+", entry) for entry in entries))
 
