@@ -54,8 +54,8 @@ class DistillationTrainer(Trainer):
     Args:
         teacher_model: A model, a Hub id or a local path, or a list of them (`teacher_weights`, `teacher_logits`). Each
             is frozen, in eval mode, never saved, and has its own layer mapping and projections.
-        losses: Loss modules; None builds them from `args` (`DistillationArguments`).
-        All other arguments are those of `transformers.Trainer`.
+        losses: Loss modules; None builds them from `args` (`DistillationArguments`). All other arguments are those of
+            `transformers.Trainer`.
 
     Attributes:
         data_name: The name of the training data in the record; set it before `train` if the data has none.
@@ -118,7 +118,7 @@ class DistillationTrainer(Trainer):
             self.args.hub_token = Token(self.args.hub_token)
         self._batch_mean = BatchMean(self.accelerator)
         self.teachers: list[Teacher] = []
-        if self._min_retained is not None:
+        if self._has_threshold:
             check_threshold(self, models)
         if distils:
             self._set_up_losses(losses, models)
@@ -135,21 +135,16 @@ class DistillationTrainer(Trainer):
         check_losses(self.losses, bool(models), self._has_cached_logits)
         self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
-        if self._min_retained is not None:
+        if self._has_threshold:
             self.threshold = measure_threshold(self, models)
-
-    @property
-    def teacher_models(self) -> list[PreTrainedModel]:
-        """The models of the teachers."""
-        return [teacher.model for teacher in self.teachers]
 
     @property
     def _student(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
-    def _min_retained(self) -> float | None:
-        return self.args.push_to_hub_min_retained if isinstance(self.args, DistillationArguments) else None
+    def _has_threshold(self) -> bool:
+        return getattr(self.args, "push_to_hub_min_retained", None) is not None
 
     @property
     def _has_cached_logits(self) -> bool:
@@ -209,9 +204,9 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self._run is None:
             return optimizer
-        # each attempt of auto_find_batch_size begins here
-        config, batch_size = self._student.config, self.get_total_train_batch_size(self.args)
-        replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
+        config = self._student.config  # each attempt of auto_find_batch_size begins here, with another batch size
+        stage = replace(last_stage(config), batch_size=self.get_total_train_batch_size(self.args))
+        replace_last_stage(config, stage)
         self._run.objective.restart()
         if not self._shards_itself:
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -266,7 +261,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def _teacher_columns(self) -> set[str]:
-        return set().union(*map(forward_columns, self.teacher_models))
+        return {name for teacher in self.teachers for name in forward_columns(teacher.model)}
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
