@@ -93,12 +93,9 @@ def general_distillation(
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})
     set_seed(phase.seed)
     if isinstance(student, Mapping):
+        sequences, init = list(rows.take(calibration_rows)), initialisation(init, phase)
         model = create_student(
-            teacher_model,
-            **student,
-            init=initialisation(init, phase),
-            calibration_dataset=list(rows.take(calibration_rows)),
-            processing_class=tokenizer,
+            teacher_model, **student, init=init, calibration_dataset=sequences, processing_class=tokenizer
         )
     else:
         model = from_pretrained(_model_class(masks), student)

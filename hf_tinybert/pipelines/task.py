@@ -88,16 +88,13 @@ def task_distillation(
     output_dir = Path(output_dir)
     phases = _Phases.build(task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {})
     settings = {
-        "task": task.name,
         "teacher": [str(name) for name in teachers] if len(teachers) > 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
         "init": init,
         "calibration_rows": calibration_rows,
         "augmentation": augmentation.settings if augmentation else None,
-        "rows": {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()},
-        "phases": phases.settings,
     }
-    claim(output_dir, settings)
+    claim(output_dir, settings | _data_settings(task, data) | {"phases": phases.settings})
     finished = output_dir / "results.json"
     if finished.exists():
         return json.loads(finished.read_text())
@@ -119,6 +116,11 @@ def task_distillation(
     if PartialState().is_main_process:
         finished.write_text(json.dumps(results, indent=1))
     return results
+
+
+def _data_settings(task: Task, data: datasets.DatasetDict) -> dict[str, Any]:
+    """What `settings.json` records of the data: of each split the number of rows, the first one and the last one."""
+    return {"task": task.name, "rows": {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}}
 
 
 @dataclass(frozen=True)

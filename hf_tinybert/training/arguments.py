@@ -5,20 +5,8 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..losses import (
-    AttentionKLLoss,
-    AttentionLoss,
-    CosineLoss,
-    DistillationLoss,
-    EmbeddingLoss,
-    HiddenLoss,
-    MiniLMLoss,
-    PatienceLoss,
-    PredictionLoss,
-    RelationLoss,
-    SentenceLoss,
-    TaskLoss,
-)
+from .. import losses
+from ..losses import DistillationLoss
 from ..losses.attention import ATTENTION_HEADS
 from ..losses.schedules import SCHEDULES
 from ..teachers import COMBINATIONS
@@ -28,17 +16,17 @@ TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 LOSSES: dict[str, type[DistillationLoss]] = {
     loss.name: loss
     for loss in (
-        AttentionLoss,
-        HiddenLoss,
-        EmbeddingLoss,
-        PredictionLoss,
-        RelationLoss,
-        MiniLMLoss,
-        AttentionKLLoss,
-        CosineLoss,
-        PatienceLoss,
-        SentenceLoss,
-        TaskLoss,
+        losses.AttentionLoss,
+        losses.HiddenLoss,
+        losses.EmbeddingLoss,
+        losses.PredictionLoss,
+        losses.RelationLoss,
+        losses.MiniLMLoss,
+        losses.AttentionKLLoss,
+        losses.CosineLoss,
+        losses.PatienceLoss,
+        losses.SentenceLoss,
+        losses.TaskLoss,
     )
 }
 
@@ -201,11 +189,11 @@ class DistillationArguments(TrainingArguments):
     def _build_loss(self, name: str, weight: float) -> DistillationLoss:
         match name:
             case "attention":
-                return AttentionLoss(weight, heads=self.attention_heads)
+                return losses.AttentionLoss(weight, heads=self.attention_heads)
             case "prediction":
-                return PredictionLoss(weight, temperature=self.temperature)
+                return losses.PredictionLoss(weight, temperature=self.temperature)
             case "relation":
-                return RelationLoss(weight, relation_heads=self.relation_heads)
+                return losses.RelationLoss(weight, relation_heads=self.relation_heads)
         return LOSSES[name](weight)
 
 

@@ -157,15 +157,15 @@ def test_broken_set_ups(setup, case, monkeypatch):
     if name == "memory":  # as on a machine that has none left
         monkeypatch.setattr("hf_tinybert.pipelines.doctor.get_max_memory", lambda: {"cpu": 1000})
         options = {}
-    checks, line = failure(setup(**options))
-    assert checks == name
+    failed, line = failure(setup(**options))
+    assert failed == name
     assert fix in line
     assert "\n" not in line
 
 
 def test_a_student_of_another_vocabulary(setup, tmp_path):
-    checks, line = failure(setup(student=small_vocabulary(tmp_path / "student")))
-    assert (checks, "vocab_size is 30" in line) == ("vocabularies", True)
+    failed, line = failure(setup(student=small_vocabulary(tmp_path / "student")))
+    assert (failed, "vocab_size is 30" in line) == ("vocabularies", True)
 
 
 def test_a_student_of_other_tokens(setup, tmp_path):
@@ -176,23 +176,23 @@ def test_a_student_of_other_tokens(setup, tmp_path):
     tokens = sorted(tokenizer.get_vocab())
     BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder)
     build(BertForSequenceClassification, bert_config(2, 16, vocab_size=len(tokens))).save_pretrained(folder)
-    checks, line = failure(setup(student=str(folder)))
-    assert (checks, "transfer_vocabulary" in line) == ("vocabularies", True)
+    failed, line = failure(setup(student=str(folder)))
+    assert (failed, "transfer_vocabulary" in line) == ("vocabularies", True)
     tokenizer.save_pretrained(folder)
     assert all(passed for passed, _ in setup(student=str(folder)).values())
 
 
 def test_a_student_that_is_nowhere(hub, setup):
-    checks, line = failure(setup(student="no/such-model"))
-    assert (checks, "'no/such-model'" in line) == ("student", True)
+    failed, line = failure(setup(student="no/such-model"))
+    assert (failed, "'no/such-model'" in line) == ("student", True)
 
 
 def test_an_architecture_that_cannot_be_initialised_from_the_teacher(setup):
     def decode(model):
         model.config.is_decoder = True
 
-    checks, line = failure(setup(change=decode, init="teacher"))
-    assert (checks, "init='layers'" in line) == ("student", True)
+    failed, line = failure(setup(change=decode, init="teacher"))
+    assert (failed, "init='layers'" in line) == ("student", True)
 
 
 def test_token_types_that_a_distilbert_student_does_not_take(setup, tmp_path):

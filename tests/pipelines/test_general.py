@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import bert_config, build
 from short_runs import QUICK, SIZE
-from toy_runs import MappedState, assert_same_weights, base, killed_at_step, sentences, texts  # noqa: F401
+from toy_runs import HalfLabels, MappedState, SoftLabels, assert_same_weights, base, killed_at_step, sentences, texts  # noqa: F401
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
 
-from hf_tinybert import GLUE, HiddenLoss, PredictionLoss, TaskLoss, general_distillation, task_distillation
+from hf_tinybert import GLUE, HiddenLoss, general_distillation, task_distillation
 from hf_tinybert.lineage import Lineage
 
 RUN = {"student": SIZE, "max_length": 12, "calibration_rows": 8, **QUICK}
@@ -59,17 +59,6 @@ def test_masked_language_models(base, tmp_path):  # noqa: F811
     assert (student_tokens == teacher_tokens).float().mean() > 0.5
 
 
-class SoftTokens(PredictionLoss):
-    name = "soft_tokens"
-
-
-class HalfLabels(TaskLoss):
-    name = "half_labels"
-
-    def forward(self, student, teacher, layer_mapping):
-        return student.loss / 2
-
-
 def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path):  # noqa: F811
     """Whatever their names, logits and labels need masked language models, and labels alone no teacher."""
     loss = MappedState()
@@ -81,11 +70,11 @@ def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path):  # noqa
         with pytest.raises(ValueError, match=r"other \['losses'\]"):
             general_distillation(texts(), str(base), tmp_path / "layers", **RUN, losses=[other, HiddenLoss()])
 
-    for loss in (SoftTokens(), HalfLabels()):
+    for loss in (SoftLabels(), HalfLabels()):
         with pytest.raises(ValueError, match="no masked language model"):
             general_distillation(texts(), str(base), tmp_path / f"headless {loss.name}", **RUN, losses=[loss])
     save_masked_lm(base)
-    for loss, teachers in ((SoftTokens(), ["./base"]), (HalfLabels(), [])):
+    for loss, teachers in ((SoftLabels(), ["./base"]), (HalfLabels(), [])):
         student = general_distillation(texts(), str(base), tmp_path / loss.name, **RUN, losses=[loss])
         assert type(student) is BertForMaskedLM
         assert f"{loss.name}_loss" in log_of(tmp_path / loss.name)

@@ -9,7 +9,9 @@ import torch
 from conftest import bert_config, build, word_tokenizer
 from short_runs import QUICK, SIZE
 from toy_runs import (
+    HalfLabels,
     MappedState,
+    SoftLabels,
     assert_same_weights,
     base,  # noqa: F401
     killed_at_step,
@@ -146,17 +148,6 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_trained(base, 
     with pytest.raises(ValueError, match=message):
         task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", **QUICK, **arguments)
     assert not (tmp_path / "out").exists()
-
-
-class SoftLabels(PredictionLoss):
-    name = "soft_labels"
-
-
-class HalfLabels(TaskLoss):
-    name = "half_labels"
-
-    def forward(self, student, teacher, layer_mapping):
-        return student.loss / 2
 
 
 def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path, monkeypatch):  # noqa: F811

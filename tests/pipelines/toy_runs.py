@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import BertForSequenceClassification, BertModel, TrainerCallback
 
-from hf_tinybert import GLUE, DistillationLoss
+from hf_tinybert import GLUE, DistillationLoss, PredictionLoss, TaskLoss
 from hf_tinybert.activations import token_mean
 
 
@@ -75,6 +75,21 @@ class MappedState(DistillationLoss):
         student_layer, teacher_layer = layer_mapping[-1]
         difference = student.hidden_states[student_layer] @ self.map - teacher.hidden_states[teacher_layer]
         return token_mean(difference.abs().pow(self.power).mean(-1), student.attention_mask)
+
+
+class SoftLabels(PredictionLoss):
+    """The prediction loss by another name."""
+
+    name = "soft_labels"
+
+
+class HalfLabels(TaskLoss):
+    """Half of the label loss."""
+
+    name = "half_labels"
+
+    def forward(self, student, teacher, layer_mapping):
+        return student.loss / 2
 
 
 class _Stop(TrainerCallback):
