@@ -114,7 +114,7 @@ def test_other_models_load_as_they_always_did(student, teacher, tmp_path):
     torch.testing.assert_close(loaded.state_dict(), student.state_dict(), rtol=0, atol=0)
     assert loaded.config.to_dict() == type(student).from_pretrained(tmp_path).config.to_dict()
     trainer = DistillationTrainer(student, teacher_model=str(tmp_path))
-    torch.testing.assert_close(trainer.teacher_models[0].state_dict(), student.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(trainer.teachers[0].model.state_dict(), student.state_dict(), rtol=0, atol=0)
 
 
 TASK = """
