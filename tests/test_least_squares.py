@@ -80,8 +80,8 @@ def test_principal_basis_captures_as_much_as_the_singular_vectors():
     x = normal(200, 8) * torch.arange(1, 9)
     basis = principal_basis(x.T @ x, 3)
     torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
-    kept = (x @ basis).square().sum()
-    torch.testing.assert_close(kept, torch.linalg.svdvals(x)[:3].square().sum())
+    captured = (x @ basis).square().sum()
+    torch.testing.assert_close(captured, torch.linalg.svdvals(x)[:3].square().sum())
     assert torch.equal(principal_basis(x.T @ x, 8), torch.eye(8, dtype=torch.float64))
 
 
