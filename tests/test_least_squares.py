@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_tinybert.least_squares import (
+    PENALTIES,
     Moments,
     fit_norm,
     fit_output_projection,
@@ -59,7 +60,9 @@ def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one
     held_out.add(x[20:], y[20:])
     assert torch.equal(validated_ridge(fit, held_out, truth), truth)
     wrong = truth + normal(31, 2)
-    assert (validated_ridge(fit, held_out, wrong) - truth).norm() < (wrong - truth).norm()
+    better = validated_ridge(fit, held_out, wrong)
+    assert (better - truth).norm() < (wrong - truth).norm()
+    assert any(torch.equal(better, ridge(fit + held_out, wrong, penalty)) for penalty in PENALTIES)  # on all tokens
 
 
 def test_validated_ridge_does_not_fit_noise():
@@ -77,8 +80,8 @@ def test_principal_basis_captures_as_much_as_the_singular_vectors():
     x = normal(200, 8) * torch.arange(1, 9)
     basis = principal_basis(x.T @ x, 3)
     torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
-    kept = (x @ basis).square().sum()
-    torch.testing.assert_close(kept, torch.linalg.svdvals(x)[:3].square().sum())
+    captured = (x @ basis).square().sum()
+    torch.testing.assert_close(captured, torch.linalg.svdvals(x)[:3].square().sum())
     assert torch.equal(principal_basis(x.T @ x, 8), torch.eye(8, dtype=torch.float64))
 
 
