@@ -243,7 +243,7 @@ def _stage(stage: Stage) -> dict[str, str]:
     data, losses = stage.data, stage.losses
     facts = {
         "losses (weight)": ", ".join(f"{loss.name} ({loss.weight:g})" for loss in losses),
-        "settings of losses": "; ".join(f"{loss.name}: {_listed(loss.settings)}" for loss in losses if loss.settings),
+        "settings of losses": "; ".join(f"{loss.name}: {text}" for loss in losses if (text := _listed(loss.settings))),
         "balancing factors of weights": _listed(stage.factors),
         "schedules of weights": _listed({loss.name: loss.schedule for loss in losses if loss.schedule != "constant"}),
         "layers, student ← teacher (0: embeddings)": "; ".join(filter(None, pairs)),
@@ -275,7 +275,7 @@ def _citation(lineage: Lineage) -> str:
 
 
 def _listed(settings: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
+    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items() if value is not None)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -9,8 +9,7 @@ from short_runs import assert_same_run, distil
 from transformers import BertForSequenceClassification, DataCollatorWithPadding
 
 from hf_tinybert import AttentionLoss, DistillationTrainer, PredictionLoss, TaskLoss, cache_logits
-from hf_tinybert.sharded_map import sharded_map
-from hf_tinybert.teachers.teacher import weights_digest
+from hf_tinybert.models.weights import weights_digest
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_evaluation_ignores_the_column(tmp_path, teacher, student, collator):
     assert trainer.evaluate(data)["eval_loss"] == plain
 
 
-def test_kept_on_disk_by_rows_and_weights(tmp_path, teacher, collator, calls):
+def test_cached_on_disk_by_rows_and_weights(tmp_path, teacher, collator, calls):
     rows(8).to_parquet(tmp_path / "rows.parquet")
     data = type(rows(1)).from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     first = cache_logits(teacher, data, collator.tokenizer)
@@ -96,22 +95,3 @@ def test_kept_on_disk_by_rows_and_weights(tmp_path, teacher, collator, calls):
     again = cache_logits(teacher, data, collator.tokenizer)
     assert sum(calls) == 16
     torch.testing.assert_close(torch.tensor(again["teacher_logits"]), torch.tensor(first["teacher_logits"]) + 1)
-
-
-def test_a_stopped_map_goes_on_with_the_shard_it_was_in(tmp_path):
-    rows(10).to_parquet(tmp_path / "rows.parquet")
-    data = type(rows(1)).from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
-    seen, stop = [], True
-
-    def double(batch):
-        if stop and len(seen) == 2:
-            raise KeyboardInterrupt
-        seen.append(len(batch["labels"]))
-        return {"labels": [2 * y for y in batch["labels"]]}
-
-    with pytest.raises(KeyboardInterrupt):
-        sharded_map(data, double, "double", shard_size=3, desc="Doubling")
-    stop = False
-    result = sharded_map(data, double, "double", shard_size=3, desc="Doubling")
-    assert sum(seen) == 10
-    assert result["labels"] == [2 * y for y in data["labels"]]
