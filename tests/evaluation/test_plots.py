@@ -125,7 +125,7 @@ def test_the_figures_of_any_head_are_those_of_its_encoder(name):
     """With all that the collator makes: labels, positions, several choices."""
     kind = KINDS[name]
     teacher, student = (build(kind.model_class, bert_config(n, 16, **kind.config), n).eval() for n in (4, 2))
-    batch = pad(list(rows(12)))
+    batch = pad(list(rows(12)), 13)
     columns = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labelled = columns | {"labels": batch["labels"], "start_positions": batch["labels"], "row": batch["labels"]}
     if name == "choices":

@@ -85,12 +85,11 @@ def test_a_student_is_initialised_from_the_teacher_on_all_choices(tmp_path):
     teacher = build(BertForMultipleChoice, bert_config(4, 32, vocab_size=len(tokenizer)))
     rows = SWAG.tokenize(swag()["train"], tokenizer).remove_columns("labels")
     flat = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
-    nested_weights, flat_weights = (
-        create_student(
-            teacher, **SIZE, calibration_dataset=calibration_dataset, processing_class=tokenizer
-        ).state_dict()
+    students = [
+        create_student(teacher, **SIZE, calibration_dataset=calibration_dataset, processing_class=tokenizer)
         for calibration_dataset in (rows, flat)
-    )
+    ]
+    nested_weights, flat_weights = (student.state_dict() for student in students)
     assert all(torch.equal(nested_weights[name], value) for name, value in flat_weights.items())
 
 
