@@ -105,7 +105,7 @@ def plan_student(
         if isinstance(value, list) and len(value) == teacher_config.num_hidden_layers and "layer" in name:
             setattr(config, name, [value[layer - 1] for layer in layers])
     # The teacher's name would say that these are its weights. Its dtype would say that they are saved in it.
-    config._name_or_path, config.dtype = "", torch.float32
+    config.name_or_path, config.dtype = "", torch.float32
     if dropout is not None:
         _set_dropout(config, dropout)
     return StudentPlan(config, layers, [name for name in changed if name != "num_hidden_layers"])

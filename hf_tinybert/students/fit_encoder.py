@@ -130,25 +130,18 @@ def fit_encoder(
             for skipped in teacher[layers_run : layer - 1]:
                 hidden.teacher = skipped.feed_forward(skipped.attend(hidden.teacher, hidden.mask))
         layers_run = layer
-        fit_attention(block, teacher_block, basis, states)
+        _fit_attention(block, teacher_block, basis, states)
         for hidden in states:
             hidden.student = block.attend(hidden.student, hidden.mask)
             hidden.teacher = teacher_block.attend(hidden.teacher, hidden.mask)
-        fit_feed_forward(block, teacher_block, basis, states)
+        _fit_feed_forward(block, teacher_block, basis, states)
         for hidden in states:
             hidden.student = block.feed_forward(hidden.student)
             hidden.teacher = teacher_block.feed_forward(hidden.teacher)
 
 
-def fit_attention(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
-    """Fit the attention sublayer: queries, keys and values at the student's size, then the output projection.
-
-    Args:
-        student: The student's layer, which is changed.
-        teacher: Its teacher layer.
-        basis: P, (D, D').
-        states: What enters both layers.
-    """
+def _fit_attention(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
+    """Fit the attention sublayer: queries, keys and values at the student's size, then the output projection."""
     _set_attention_heads(student, teacher, _refitted_heads(teacher, basis, states))
     student.attention_output.bias.copy_(basis.T @ teacher.attention_output.bias.double())
     tokens = []
@@ -210,15 +203,8 @@ def _set_attention_heads(student: Block, teacher: Block, heads: AttentionHeads) 
         student.attention_output.weight[:, rows] = output.float()
 
 
-def fit_feed_forward(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
-    """Fit the feed-forward sublayer over the units u with the largest E[a_u²]·‖W_out,u‖², a_u being their activations.
-
-    Args:
-        student: The student's layer, which is changed.
-        teacher: Its teacher layer.
-        basis: P, (D, D').
-        states: What enters both sublayers.
-    """
+def _fit_feed_forward(student: Block, teacher: Block, basis: Tensor, states: list[HiddenStates]) -> None:
+    """Fit the feed-forward sublayer over the units u with the largest E[a_u²]·‖W_out,u‖², a_u their activations."""
     units = _largest_units(teacher, basis, states, student.intermediate.out_features)
     fit, held_out = linear_moments(
         (hidden.student_tokens, teacher.intermediate(hidden.teacher_tokens)[:, units], hidden.held_out_tokens)

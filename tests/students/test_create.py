@@ -140,14 +140,14 @@ def test_embeddings_as_wide_as_the_layers_remain_so(model_class, config, embeddi
 
 
 def test_labels_and_vocabulary_are_the_teachers(teacher):
-    teacher.config._name_or_path = "someone/teacher"
+    teacher.config.name_or_path = "someone/teacher"
     teacher.config.id2label = {0: "bad", 1: "fair", 2: "good"}
     teacher.config.label2id = {"bad": 0, "fair": 1, "good": 2}
     student = create_student(teacher, hidden_size=16, calibration_dataset=rows())
     assert student.config.id2label == teacher.config.id2label
     assert student.config.label2id == teacher.config.label2id
     assert student.config.vocab_size == teacher.config.vocab_size
-    assert student.config._name_or_path == ""
+    assert student.config.name_or_path == ""
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_labels_and_vocabulary_are_the_teachers(teacher):
     ],
 )
 def test_the_configuration_tells_how_the_student_was_made(teacher, arguments, layers, calibration_rows):
-    teacher.config._name_or_path = "some/where/teacher"
+    teacher.config.name_or_path = "some/where/teacher"
     lineage = Lineage.from_config(create_student(teacher, num_hidden_layers=2, **arguments).config)
     assert lineage.teacher.name == "./teacher"
     assert lineage.init == arguments.get("init", "teacher")

@@ -20,6 +20,8 @@ from transformers import (
 
 from hf_tinybert.lineage import Lineage
 from hf_tinybert.students import create_student
+from hf_tinybert.students.calibration import calibration_batches
+from hf_tinybert.students.fit_embeddings import embedded_states, fit_embeddings
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,27 @@ def test_the_factors_are_nearly_the_best_of_their_width(width):
     centred = teacher_states - teacher_states.mean(0)
     best = centred - centred @ (right := torch.linalg.svd(centred).Vh[: width - 2]).T @ right
     assert (student_states - teacher_states).square().sum() < 1.05 * best.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "sizes"),
+    [
+        (BertForSequenceClassification, BertConfig(**BERT), {}),
+        (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=16), {}),
+        (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=20), {}),
+        (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=24), {"embedding_size": 10}),
+    ],
+)
+@torch.no_grad()
+def test_the_encoder_is_fitted_to_what_the_embeddings_compute(model_class, config, sizes):
+    teacher, dataset = build(model_class, config), rows(40)
+    student = create_student(teacher, **SMALL, **sizes, init="random").eval()
+    states = embedded_states(teacher, calibration_batches(dataset, None, teacher, 40))
+    basis = torch.linalg.qr(torch.randn(24, 16, dtype=torch.float64)).Q
+    fit_embeddings(student, teacher, basis, states)
+    inputs = states[0].batch.inputs
+    computed = student(**inputs, output_hidden_states=True).hidden_states[0]
+    torch.testing.assert_close(states[0].student, computed, atol=1e-5, rtol=1e-4)
 
 
 def first_layer_input(model, ids):
