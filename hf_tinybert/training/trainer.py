@@ -261,7 +261,9 @@ class DistillationTrainer(Trainer):
 
     @property
     def _teacher_columns(self) -> set[str]:
-        return {name for teacher in self.teachers for name in forward_columns(teacher.model)}
+        # the encoder runs alone if no loss reads logits, and it may take more than the model names
+        models = [model for teacher in self.teachers for model in (teacher.model, teacher.model.base_model)]
+        return {name for model in models for name in forward_columns(model)}
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
