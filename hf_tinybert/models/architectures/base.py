@@ -167,10 +167,9 @@ class Architecture:
     def with_embedding_projection(self, model: PreTrainedModel) -> PreTrainedModel:
         """A model with the same outputs, of an architecture whose embeddings may be narrower than its layers.
 
-        Raises:
-            ValueError: If there is no such architecture.
+        It is the model itself if there is no other such architecture.
         """
-        raise ValueError(f"{type(model.config).__name__} has no embedding_size: leave embedding_size at None.")
+        return model
 
 
 def _norms_after(parent: nn.Module, layers: nn.ModuleList) -> list[str]:

@@ -1,8 +1,5 @@
 """DistilBERT."""
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from .base import Architecture, Block
 
 
@@ -10,7 +7,7 @@ class DistilBert(Architecture):
     """DistilBERT: BERT's layers by other names, without token types and pooler."""
 
     model_types = ("distilbert",)
-    size_names: ClassVar[Mapping[str, str]] = {"intermediate_size": "hidden_dim"}
+    size_names = {"intermediate_size": "hidden_dim"}
     fits_students = True
     computes_tokens_separately = True
 
