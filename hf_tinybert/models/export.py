@@ -94,9 +94,9 @@ def export_onnx(
 def quantize_onnx(folder: str | os.PathLike) -> Path:
     """Quantise the graph that `export_onnx` wrote to int8.
 
-    This is ONNX Runtime's dynamic quantisation: unsigned 8-bit weights with a scale for each output channel, embeddings
-    in bytes with a scale for each table, and activations quantised at run time. Attention itself stays float32. The largest
-    difference of the outputs from float32, as a share of their largest value, is logged.
+    This is ONNX Runtime's dynamic quantisation: unsigned 8-bit weights with a scale for each output channel, an
+    8-bit embedding table with one scale, and activations that are quantised at run time. Attention itself stays
+    float32. The largest difference of the outputs from float32, as a share of their largest value, is logged.
 
     Args:
         folder: The folder with `model.onnx`.

@@ -276,6 +276,9 @@ def _percentages(scores: np.ndarray) -> dict[str, float]:
 def read_squad(path: str | Path) -> datasets.Dataset:
     """Read SQuAD's JSON file (1.1 or 2.0).
 
+    Args:
+        path: The file.
+
     Returns:
         Rows of `id`, `question`, `context` and `answers`.
     """

@@ -205,6 +205,9 @@ def _align(words: Sequence[str], tags: Sequence[int], offsets: Sequence[tuple[in
 def read_conll(path: str | Path) -> datasets.Dataset:
     """Read a CoNLL file: a line for each word, which comes first, its tag last; blank lines between sentences.
 
+    Args:
+        path: The file.
+
     Returns:
         Rows of `tokens` and `ner_tags`, lists of strings.
     """

@@ -23,7 +23,6 @@ from .projections import Projections
 PROJECTIONS, LOSSES = "distillation_projections", "distillation_losses"
 NAMES = (PROJECTIONS, LOSSES)
 PROJECTIONS_FILE = f"{PROJECTIONS}.safetensors"
-LOSS_PARAMETERS = "distillation_loss_parameters"
 
 
 @dataclass
@@ -68,20 +67,22 @@ class Companions:
                     delattr(student, name)
 
     def _append(self, student: PreTrainedModel, args: tuple, outputs: Any) -> Any:
-        if not student.training:
-            return outputs
-        if self.projections is not None and outputs.get("hidden_states"):
-            outputs["hidden_states"] = (*outputs["hidden_states"], *self.projections(outputs["hidden_states"]))
-        if len(self.losses):
-            outputs[LOSS_PARAMETERS] = tuple(parameter.view_as(parameter) for parameter in self.losses.parameters())
+        """Append the losses' parameters and the projected states to `hidden_states`, which DDP hands through."""
+        if student.training and self.modules:
+            states = outputs.get("hidden_states") or ()
+            projected = self.projections(states) if self.projections is not None else ()
+            # a view, as DDP does not count parameters themselves among the outputs
+            parameters = (parameter.view_as(parameter) for parameter in self.losses.parameters())
+            outputs["hidden_states"] = (*states, *parameters, *projected)
         return outputs
 
     def call(self, outputs: Any, loss: DistillationLoss, *inputs: Any) -> Tensor:
         """The value of a loss, (B,); its parameters are those that the student's forward returned."""
         if loss.name not in self.losses:
             return loss(*inputs)
-        names = (name for name, _ in self.losses.named_parameters())
-        returned = dict(zip(names, outputs[LOSS_PARAMETERS], strict=True))
+        names = [name for name, _ in self.losses.named_parameters()]
+        end = len(outputs["hidden_states"]) - (self.projections.count if self.projections is not None else 0)
+        returned = dict(zip(names, outputs["hidden_states"][end - len(names) : end], strict=True))
         prefix = f"{loss.name}."
         parameters = {name.removeprefix(prefix): p for name, p in returned.items() if name.startswith(prefix)}
         return functional_call(loss, parameters, inputs)

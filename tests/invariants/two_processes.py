@@ -1,7 +1,8 @@
-"""Run by torchrun from test_processes.py: the same two steps whatever the number of processes, written down."""
+"""Run by torchrun from test_processes.py: the same steps whatever the number of processes, once for each variant."""
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,31 @@ from hf_tinybert import AttentionLoss, EmbeddingLoss, HiddenLoss, PredictionLoss
 from hf_tinybert.training.companions import PROJECTIONS
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What differs from distilling a sequence classifier with all of TinyBERT's losses and the labels."""
+
+    tokens: bool = False
+    intermediate: bool = False
+    checkpointing: bool = False
+    cached: bool = False
+    padding_free: bool = False
+    parameters: bool = False  # a loss with parameters of its own
+    teachers: int = 1
+
+
+VARIANTS = {
+    "plain": Variant(),
+    "tokens": Variant(tokens=True),
+    "teachers": Variant(teachers=2),
+    "intermediate": Variant(intermediate=True),
+    "checkpointing": Variant(intermediate=True, checkpointing=True),
+    "cached": Variant(intermediate=True, cached=True),
+    "padding_free": Variant(padding_free=True),
+    "parameters": Variant(parameters=True),
+}
+
+
 class ProjectionRecorder(TrainerCallback):
     """Remembers the projections after each step."""
 
@@ -22,56 +48,49 @@ class ProjectionRecorder(TrainerCallback):
         self.last = {name: p.detach().clone() for name, p in getattr(model, PROJECTIONS).named_parameters()}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", required=True)
-    parser.add_argument("--tokens", action="store_true")
-    parser.add_argument("--intermediate", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--cached", action="store_true")
-    parser.add_argument("--padding_free", action="store_true")
-    parser.add_argument("--parameters", action="store_true", help="a loss with parameters of its own")
-    parser.add_argument("--teachers", type=int, default=1)
-    options = parser.parse_args()
-    datasets.config.HF_DATASETS_CACHE = f"{options.folder}/cache"
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    model_class = BertForTokenClassification if options.tokens else BertForSequenceClassification
-    teachers = [build(model_class, bert_config(3 + k, 32), k) for k in range(1, options.teachers + 1)]
+def train(variant: Variant, folder: Path) -> dict:
+    """Train the variant and return what has to be equal."""
+    datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    model_class = BertForTokenClassification if variant.tokens else BertForSequenceClassification
+    teachers = [build(model_class, bert_config(3 + k, 32), k) for k in range(1, variant.teachers + 1)]
     student = build(model_class, bert_config(2, 16), 2)
     losses = [AttentionLoss(), HiddenLoss(2.0), EmbeddingLoss()]
-    if not options.intermediate:
+    if not variant.intermediate:
         losses += [PredictionLoss(), TaskLoss(0.5)]
-    if options.parameters:
+    if variant.parameters:
         losses.append(ScaledLogits())
     recorder = ProjectionRecorder()
-    trainer, logs, gradients = distil(
-        options.folder,
+    trainer, logs, _ = distil(
+        folder,
         student,
         teachers,
         losses,
-        train_dataset=rows(16, token_labels=options.tokens),
+        train_dataset=rows(16, token_labels=variant.tokens),
         data_collator=pad,
         callbacks=[recorder],
         per_device_train_batch_size=4 // world,
         gradient_accumulation_steps=2,
-        max_steps=4 if options.cached else 2,
+        max_steps=4 if variant.cached else 2,
         save_strategy="steps",
         save_steps=2,
-        activation_checkpointing=options.checkpointing,
-        teacher_cache_gb=float(options.cached),
-        padding_free=options.padding_free,
+        activation_checkpointing=variant.checkpointing,
+        teacher_cache_gb=float(variant.cached),
+        padding_free=variant.padding_free,
     )
     assert trainer.accelerator.num_processes == world
-    cached = list(Path(datasets.config.HF_DATASETS_CACHE).glob("teacher_activations/*/layout.json"))
-    assert len(cached) == options.cached
-    torch.save(
-        {
-            "world": world,
-            "logs": [{name: log[name] for name in log if name.endswith("loss")} for log in logs],
-            "gradients": gradients,
-            "student": student.state_dict(),
-            "projections": recorder.last,
-            "losses": losses[-1].state_dict(),
-        },
-        f"{options.folder}/rank{rank}.pt",
-    )
+    assert len(list(folder.glob("cache/teacher_activations/*/layout.json"))) == variant.cached
+    return {
+        "logs": [{name: log[name] for name in log if name.endswith("loss")} for log in logs],
+        "student": student.state_dict(),
+        "projections": recorder.last,
+        "losses": losses[-1].state_dict(),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    options = parser.parse_args()
+    results = {name: train(variant, options.folder / name) for name, variant in VARIANTS.items()}
+    torch.save(results, options.folder / f"rank{os.environ.get('RANK', 0)}.pt")

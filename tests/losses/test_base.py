@@ -9,7 +9,7 @@ import torch
 import hf_tinybert
 from hf_tinybert.losses import AttentionLoss, DistillationLoss, PredictionLoss, RelationLoss, SentenceLoss, TaskLoss
 from hf_tinybert.models.families import subclasses
-from hf_tinybert.training.arguments import LOSS_TYPES
+from hf_tinybert.training.arguments import LOSSES as NAMED_LOSSES
 
 # Classes without a name are what several losses share.
 LOSSES = [
@@ -31,7 +31,7 @@ every_example = pytest.mark.parametrize("loss", EXAMPLES, ids=repr)
 @every_loss
 def test_it_has_a_name_of_its_own_by_which_arguments_know_it(loss):
     assert [other for other in LOSSES if other.name == loss.name] == [loss]
-    assert loss.name in LOSS_TYPES
+    assert NAMED_LOSSES[loss.name] is loss
 
 
 @every_loss

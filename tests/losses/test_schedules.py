@@ -131,8 +131,8 @@ def test_the_card_tells_schedules_and_factors(tmp_path, student, teacher):
     trainer, _, _ = distil(tmp_path, student, teacher, losses(), balance_losses=True, loss_schedules=SCHEDULED)
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
-    assert "| weight schedules | attention linear_decay, hidden cosine_decay" in card
-    assert "| weights balanced by | attention " in card
+    assert "| schedules of weights | attention linear_decay, hidden cosine_decay" in card
+    assert "| balancing factors of weights | attention " in card
 
 
 def test_a_second_training_is_balanced_anew(tmp_path, student, teacher):

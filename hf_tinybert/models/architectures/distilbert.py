@@ -1,5 +1,8 @@
 """DistilBERT."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from .base import Architecture, Block
 
 
@@ -7,7 +10,7 @@ class DistilBert(Architecture):
     """DistilBERT: BERT's layers by other names, without token types and pooler."""
 
     model_types = ("distilbert",)
-    size_names = {"intermediate_size": "hidden_dim"}
+    size_names: ClassVar[Mapping[str, str]] = {"intermediate_size": "hidden_dim"}
     fits_students = True
     computes_tokens_separately = True
 
