@@ -23,6 +23,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .evaluation.plots import plot_attention, plot_similarity
 from .evaluation.report import StudentReport
+from .evaluation.rows import EvaluationRows
 from .models.export import export_onnx, quantize_onnx, save_half
 from .models.loading import from_pretrained, load_tokenizer
 from .pipelines.doctor import Check, diagnose, to_table
@@ -121,14 +122,14 @@ def report(options: Options) -> None:
     task, data = _task(options)
     tokenizer = load_tokenizer(options.student)
     teacher, student = _model(task, options.teacher), _model(task, options.student)
-    rows = task.tokenize(data[task.validation[0]], tokenizer)
-    batch = tokenizer.pad(rows.remove_columns("labels")[:256], return_tensors="pt")
+    rows = data[task.validation[0]]
+    tokens = task.tokenize(rows, tokenizer)
+    batch = EvaluationRows(tokens, [teacher, student], tokenizer).sequences(256)
     first = {name: values[:1, batch["attention_mask"][0].bool()] for name, values in batch.items()}
-    tokens = tokenizer.convert_ids_to_tokens(first["input_ids"][0])
-    similarity, attention = plot_similarity(teacher, student, batch), plot_attention(teacher, student, first, tokens)
-    measured = StudentReport.measure(
-        teacher, student, rows, tokenizer, task.compute_metrics, options.batch_size, options.engines
-    )
+    words = tokenizer.convert_ids_to_tokens(first["input_ids"][0])
+    similarity, attention = plot_similarity(teacher, student, batch), plot_attention(teacher, student, first, words)
+    scorer = task.scorer(rows, tokens)
+    measured = StudentReport.measure(teacher, student, tokens, tokenizer, scorer, options.batch_size, options.engines)
     measured.save(options.output_dir, similarity=similarity, attention=attention)
     print(measured.to_markdown())
 

@@ -9,7 +9,13 @@ import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
 from short_runs import launch
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from hf_tinybert import cli
 from hf_tinybert.cli import main
@@ -79,6 +85,27 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     onnxruntime.InferenceSession(folder / "onnx/model_int8.onnx")
     half = AutoModelForSequenceClassification.from_pretrained("onnx/fp16")
     assert half.dtype == torch.float16
+
+
+def test_report_of_a_question_answering_student(folder, capsys):
+    tokenizer = word_tokenizer(folder)
+    contexts = [f"the film is {WORDS[i % 5]} . a book was {WORDS[5 + i % 5]} ." for i in range(12)]
+    answers = [{"text": ["a book"], "answer_start": [context.index("a book")]} for context in contexts]
+    columns = {"id": [*map(str, range(12))], "question": ["the book"] * 12, "context": contexts, "answers": answers}
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns).to_parquet(folder / f"squad/{split}.parquet")
+    for name, size in (("qa_teacher", (4, 32)), ("qa_student", (2, 16))):
+        config = bert_config(*size, vocab_size=len(tokenizer), id2label={0: "start", 1: "end"}, label2id=None)
+        build(BertForQuestionAnswering, config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    models = ("--task", "squad", "--data", ".", "--teacher", "qa_teacher", "--student", "qa_student")
+    assert run("report", *models, "--output_dir", "report", "--engines", "torch") == 0
+    report = json.loads((folder / "report/report.json").read_text())
+    assert run("evaluate", "qa_student", "--task", "squad", "--data", ".") == 0
+    printed = capsys.readouterr().out
+    scores = json.loads(printed[printed.rindex('{\n "validation"') :])["validation"]
+    for name in ("exact_match", "f1"):
+        assert report["measurements"][1]["metrics"][name][0] == pytest.approx(scores[name])
 
 
 def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
