@@ -14,7 +14,7 @@ from hf_tinybert.models.families import subclasses
 
 FAMILIES = [family for family in subclasses(Architecture) if family.__module__.startswith("hf_tinybert")]
 TYPES = sorted(model_type for family in FAMILIES for model_type in family.model_types)
-FITTED = model_types("fits_students")
+FITTED = sorted(name for family in FAMILIES if family.fits_students for name in family.model_types)
 UNSHARED = AlbertConfig(
     vocab_size=VOCAB,
     embedding_size=8,

@@ -16,7 +16,7 @@ from hf_tinybert.models.architectures import architecture_of, model_types
 from hf_tinybert.models.capture import ActivationCapture
 from hf_tinybert.models.padding_free import RealTokens
 
-MODEL_TYPES = model_types("computes_tokens_separately")
+MODEL_TYPES = [name for name in model_types("computes_tokens_separately") if name in ALL]
 LENGTHS = [3, 9, 1, 7]
 INTERMEDIATE = ["attention", "hidden", "embedding"]
 
