@@ -51,3 +51,20 @@ def test_a_layer_absorbs_the_teacher_layers_that_it_skips():
     fit_encoder(blocks(student), blocks(teacher), [2, 4], torch.eye(24, dtype=torch.float64), [hidden])
     torch.testing.assert_close(hidden.teacher, states[4], atol=1e-4, rtol=1e-4)
     assert (hidden.student - states[4]).square().mean() < 0.5 * (states[2] - states[4]).square().mean()
+
+
+@torch.no_grad()
+def test_attention_heads_and_units_that_write_nothing_are_the_ones_left_out():
+    teacher = BertModel(BertConfig(**BERT, num_hidden_layers=1)).eval()
+    smaller = BERT | {"num_attention_heads": 2, "intermediate_size": 12}
+    student = BertModel(BertConfig(**smaller, num_hidden_layers=1)).eval()
+    (block,) = blocks(teacher)
+    silent = torch.randperm(30)[:18]
+    block.output.weight[:, silent] = 0
+    block.attention_output.weight[:, 6:18] = 0  # two of four attention heads of size 6
+    student_block = blocks(student)[0]
+    ids, mask = torch.randint(0, 50, (40, 7)), torch.ones(40, 7, dtype=torch.long)
+    hidden = entering(teacher(input_ids=ids, output_hidden_states=True).hidden_states[0], mask)
+    fit_encoder([student_block], [block], [1], torch.eye(24, dtype=torch.float64), [hidden])
+    error, size = (hidden.student - hidden.teacher).square().mean(), hidden.teacher.square().mean()
+    assert error < 1e-4 * size
