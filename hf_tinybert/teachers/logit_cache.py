@@ -50,8 +50,8 @@ def cache_logits(
         ValueError: For masked language models, which mask other tokens in each epoch.
     """
     teachers = [teacher] if isinstance(teacher, PreTrainedModel) else list(teacher)
-    heads = [prediction_head_of(model) for model in teachers]
-    if not all(head.cacheable for head in heads):
+    head = prediction_head_of(teachers[0])
+    if not all(prediction_head_of(model).cacheable for model in teachers):
         raise ValueError("Logits of masked tokens cannot be cached, as other tokens are masked in each epoch.")
     weights = normalised(weights, len(teachers))
     collate = data_collator or DataCollatorWithPadding(processing_class)
@@ -62,9 +62,8 @@ def cache_logits(
 
     def batch_logits(rows: list[dict]) -> list[Any]:
         batch = collate(rows)
-        logits = [_logits(model, head, batch) for model, head in zip(teachers, heads, strict=True)]
-        mask = batch.get("attention_mask")
-        return heads[0].pack(combine_logits(logits, weights, heads[0], how, mask), mask)
+        logits, mask = [_logits(model, batch) for model in teachers], batch.get("attention_mask")
+        return head.pack(combine_logits(logits, weights, head, how, mask), mask)
 
     @torch.no_grad()
     def add_logits(batch: dict[str, list]) -> dict[str, Any]:
@@ -82,10 +81,10 @@ def cache_logits(
     return sharded_map(dataset, add_logits, key, batch_size=32 * batch_size, desc="Teacher logits")
 
 
-def _logits(model: PreTrainedModel, head: PredictionHead, batch: Mapping[str, Tensor]) -> Tensor:
+def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     columns = forward_columns(model)
     inputs = {name: value.to(model.device) for name, value in batch.items() if name in columns}
-    return head.logits(model.eval()(**inputs)).float().cpu()
+    return prediction_head_of(model).logits(model.eval()(**inputs)).float().cpu()
 
 
 def pad_logits(collate: Collator, prediction_head: PredictionHead) -> Collator:
