@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..losses import DistillationLoss
-from ..training.arguments import DistillationArguments
+from ..training.arguments import DISTILLATION_ARGUMENTS, DistillationArguments
 from ..training.checks import check_losses
 
 INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
@@ -97,6 +97,13 @@ class Phase:
     def reads(self) -> frozenset[str]:
         """What its losses read of the models (`DistillationLoss.reads`)."""
         return frozenset().union(*(loss.reads for loss in self.losses))
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The arguments of its trainer: without those of distillation if it trains on Trainer's own loss."""
+        if self.losses:
+            return dict(self.arguments)
+        return {name: value for name, value in self.arguments.items() if name not in DISTILLATION_ARGUMENTS}
 
     @property
     def has_teacher(self) -> bool:

@@ -84,7 +84,7 @@ def train_once(
 def _trainer(
     model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
 ) -> DistillationTrainer:
-    args = DistillationArguments(str(phase.folder), **phase.arguments)
+    args = DistillationArguments(str(phase.folder), **phase.trainer_arguments)
     if args.load_best_model_at_end and args.save_total_limit == 1:
         args.save_total_limit = 2  # or Trainer removes the last checkpoint at the end if another one is the best
     trainer = DistillationTrainer(

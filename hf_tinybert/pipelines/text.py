@@ -29,7 +29,8 @@ def tokenize_text(
     Raises:
         ValueError: If the data has no such column.
     """
-    columns = list(data.column_names)
+    # a stream from a generator, from text files or after a map does not know its columns: the first row does
+    columns = list(data.column_names or next(iter(data), {}))
     if text not in columns:
         raise ValueError(f"The data set has no column '{text}', only {columns}: name the column of the text.")
     prefix, suffix = _special_tokens(tokenizer)

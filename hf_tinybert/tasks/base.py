@@ -188,6 +188,42 @@ def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: S
     return datasets.DatasetDict({split: data[split].select_columns([*columns]) for split in splits})
 
 
+def as_class_labels(data: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
+    """A column of strings, booleans or integers, of any width that Arrow has, as ClassLabels.
+
+    Args:
+        data: The splits.
+        column: The name of the column. The classes are those of `train`: sorted strings, `False` and `True`, or
+            `LABEL_0` to the largest integer.
+
+    Raises:
+        ValueError: If the column has another type, if a label is missing or negative, or if a split has a string that
+            `train` has not.
+    """
+    feature = data["train"].features[column]
+    dtype = str(getattr(feature, "dtype", feature))  # string, large_string or string_view, by what wrote the file
+    if not isinstance(feature, datasets.Value) or not ("string" in dtype or "int" in dtype or dtype == "bool"):
+        raise ValueError(f"'{column}' is of type {dtype}: give strings, booleans, integers, or floats to regress.")
+    values = {split: set(rows.unique(column)) for split, rows in data.items()}
+    for split, labels in values.items():
+        if None in labels:
+            row = data[split][column].index(None)
+            raise ValueError(f"Row {row} of split '{split}' has no '{column}': remove rows without a label.")
+    if dtype == "bool":
+        names = ["False", "True"]
+    elif "int" in dtype:
+        if min(values["train"]) < 0:
+            raise ValueError(f"'{column}' has the label {min(values['train'])}: number the classes from 0.")
+        names = [f"LABEL_{index}" for index in range(1 + max(values["train"]))]
+    else:
+        names = sorted(values["train"])
+        for split, labels in values.items():
+            if unknown := sorted(labels - set(names)):
+                raise ValueError(f"Split '{split}' has the labels {unknown}, which train has not.")
+    plain = datasets.Value("string" if "string" in dtype else "int64")
+    return data.cast_column(column, plain).cast_column(column, datasets.ClassLabel(names=names))
+
+
 def check_label_ids(rows: datasets.Dataset, column: str, labels: tuple[str, ...], where: str) -> None:
     """Check that a column of label ids, or of lists of them, has no other names and ids than `labels`.
 

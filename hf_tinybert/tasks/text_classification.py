@@ -9,8 +9,10 @@ import evaluate
 import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
-from .base import Task, check_label_ids, select_columns
+from .base import Task, as_class_labels, check_label_ids, select_columns
 from .metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
+
+FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class TextClassification(Task):
     ) -> tuple["TextClassification", datasets.DatasetDict]:
         """The task of any data set.
 
-        A column of ClassLabels, of strings (classes: the sorted values of `train`) or of integers (classes without
-        names) makes a classification, one of lists of ClassLabels a multi-label task, which micro-F1 scores, and one
-        of floats a regression, which correlations score.
+        A column of ClassLabels, of strings (classes: the sorted values of `train`), of booleans or of integers
+        (classes without names) makes a classification, one of lists of ClassLabels a multi-label task, which micro-F1
+        scores, and one of floats a regression, which correlations score.
 
         Args:
             data: Splits `train` and `validation`.
@@ -60,7 +62,8 @@ class TextClassification(Task):
             The task and its rows, in the columns of the task.
 
         Raises:
-            ValueError: If a split or a column is missing, or a split has labels that `train` has not.
+            ValueError: If a split or a column is missing, a label is missing or of another type, or a split has labels
+                that `train` has not.
         """
         data = select_columns(data, ("train", validation), (*text, label))
         data = data if label == "label" else data.rename_column(label, "label")
@@ -69,13 +72,11 @@ class TextClassification(Task):
         if isinstance(feature, datasets.List):
             names = tuple(feature.feature.names)
             task = replace(task, labels=names, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
-        elif not isinstance(feature, datasets.ClassLabel) and feature.dtype.startswith("float"):
+        elif isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
             task = replace(task, metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
         else:
             if not isinstance(feature, datasets.ClassLabel):
-                values = sorted(data["train"].unique("label"))
-                names = values if feature.dtype == "string" else [f"LABEL_{index}" for index in range(1 + values[-1])]
-                data = data.cast_column("label", datasets.ClassLabel(names=names))
+                data = as_class_labels(data, "label")
             task = replace(task, labels=tuple(data["train"].features["label"].names))
         task.check(data)
         return task, data

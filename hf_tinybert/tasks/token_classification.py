@@ -74,11 +74,12 @@ class TokenClassification(Task):
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
         column = data["train"].features[tags]
-        feature = column.feature if isinstance(column, datasets.List) else None
-        if feature == datasets.Value("string"):
+        feature = column.feature if isinstance(column, datasets.List | datasets.LargeList) else None
+        if isinstance(feature, datasets.Value) and "string" in feature.dtype:
             feature = datasets.ClassLabel(names=sorted({tag for row in data["train"][tags] for tag in row}))
             # shuffled rows are slices of one row each, which a cast takes minutes for
-            data = data.flatten_indices().cast_column(tags, datasets.List(feature))
+            data = data.flatten_indices().cast_column(tags, datasets.List(datasets.Value("string")))
+            data = data.cast_column(tags, datasets.List(feature))
         if not isinstance(feature, datasets.ClassLabel):
             raise ValueError(f"'{tags}' is {column}: tags have to be lists of strings or of ClassLabels.")
         labels = tuple(feature.names)

@@ -1,7 +1,7 @@
 """DistillationArguments: TrainingArguments with the arguments of distillation, from code, flags, JSON or YAML."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -181,6 +181,15 @@ class DistillationArguments(TrainingArguments):
             if self.ddp_find_unused_parameters is None:
                 self.ddp_find_unused_parameters = True
 
+    def changed_arguments(self) -> list[str]:
+        """The arguments of distillation that differ from their defaults, apart from the quality threshold."""
+        defaults = {
+            argument.name: argument.default_factory() if argument.default is MISSING else argument.default
+            for argument in fields(DistillationArguments)
+            if argument.name in DISTILLATION_ARGUMENTS
+        }
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
     def build_losses(self) -> list[DistillationLoss]:
         """The losses that `loss_type`, `loss_weights` and the arguments of single losses describe, as new modules."""
         weights = self.loss_weights or [1.0] * len(self.loss_type)
@@ -195,6 +204,9 @@ class DistillationArguments(TrainingArguments):
             case "relation":
                 return losses.RelationLoss(weight, relation_heads=self.relation_heads)
         return LOSSES[name](weight)
+
+
+DISTILLATION_ARGUMENTS = DistillationArguments.__annotations__.keys() - {"push_to_hub_min_retained"}
 
 
 class _FlagParser(HfArgumentParser):

@@ -3,11 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..activations import Activations
 from ..losses import DistillationLoss
 from ..models.checks import check_finite, check_prediction_heads, check_vocabularies, named_tensors
+from ..teachers import TEACHER_LOGITS
+from .arguments import DistillationArguments
+
+
+def distillation_arguments(args: TrainingArguments | None) -> DistillationArguments:
+    """The arguments of a trainer that distils; the defaults if there are none.
+
+    Raises:
+        TypeError: If they are other `TrainingArguments`.
+    """
+    if args is None:
+        return DistillationArguments(output_dir="tmp_trainer")
+    if not isinstance(args, DistillationArguments):
+        raise TypeError(
+            "With a teacher, losses or a column teacher_logits, pass args=DistillationArguments(...), not "
+            "TrainingArguments."
+        )
+    return args
 
 
 def check_losses(losses: Sequence[DistillationLoss], has_teacher: bool, has_cached_logits: bool) -> None:
@@ -26,7 +44,24 @@ def check_losses(losses: Sequence[DistillationLoss], has_teacher: bool, has_cach
         raise ValueError(f"Two losses have the same name in {names}: give your own loss class a `name` of its own.")
     reads = frozenset().union(*(loss.reads for loss in losses))
     if not has_teacher and reads - {"loss"} - ({"logits"} if has_cached_logits else set()):
-        raise ValueError(f"The losses {names} need a teacher: pass teacher_model.")
+        enough = " The column teacher_logits is enough for loss_type=['prediction']." if has_cached_logits else ""
+        raise ValueError(f"The losses {names} need a teacher: pass teacher_model.{enough}")
+
+
+def holds_cached_logits(dataset: Any) -> bool:
+    """Whether a data set has a column `teacher_logits`."""
+    return TEACHER_LOGITS in (getattr(dataset, "column_names", None) or ())
+
+
+def check_forgotten_teacher(args: Any) -> None:
+    """Check that no argument of distillation is set for a trainer without a teacher.
+
+    Raises:
+        ValueError: If one differs from its default and the losses of `args` need a teacher; the message names it.
+    """
+    changed = args.changed_arguments() if isinstance(args, DistillationArguments) else []
+    if changed and any(loss.reads - {"loss"} for loss in args.build_losses()):
+        raise ValueError(f"{', '.join(changed)} of DistillationArguments need a teacher: pass teacher_model.")
 
 
 def check_compatible(student: PreTrainedModel, teacher: PreTrainedModel, losses: Sequence[DistillationLoss]) -> None:

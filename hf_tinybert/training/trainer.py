@@ -18,23 +18,14 @@ from ..models.prediction_heads import prediction_head_of
 from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
 from ..teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, load_teachers, pad_logits
-from .arguments import DistillationArguments
 from .batch_mean import BatchMean
-from .checks import check_losses
+from .checks import check_forgotten_teacher, check_losses, distillation_arguments, holds_cached_logits
 from .companions import detached, is_companion
 from .objective import Objective
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
 from .record import describe_stage
 from .run import DistillationRun, build_teachers
-
-
-def _distillation_arguments(args: TrainingArguments | None) -> DistillationArguments:
-    if args is None:
-        return DistillationArguments(output_dir="tmp_trainer")
-    if not isinstance(args, DistillationArguments):
-        raise TypeError("With a teacher or losses, pass args=DistillationArguments(...), not TrainingArguments.")
-    return args
 
 
 class DistillationTrainer(Trainer):
@@ -95,8 +86,10 @@ class DistillationTrainer(Trainer):
         teacher_model: PreTrainedModel | str | Sequence[PreTrainedModel | str] | None = None,
         losses: Sequence[DistillationLoss] | None = None,
     ):
-        distils = teacher_model is not None or bool(losses)
-        args = _distillation_arguments(args) if distils else args
+        distils = teacher_model is not None or bool(losses) or holds_cached_logits(train_dataset)
+        args = distillation_arguments(args) if distils else args
+        if not distils:
+            check_forgotten_teacher(args)
         models = load_teachers(teacher_model, processing_class)
         self._publisher = Publisher(self)
         super().__init__(
@@ -125,14 +118,15 @@ class DistillationTrainer(Trainer):
 
     def _set_up_losses(self, losses: Sequence[DistillationLoss] | None, models: list[PreTrainedModel]) -> None:
         args = self.args
-        self.losses = args.build_losses() if losses is None else list(losses)
+        self._passed_losses = None if losses is None else list(losses)
+        self.losses = args.build_losses() if losses is None else self._passed_losses
         self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self.losses]
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
         if args.balance_losses and self._shards_itself:
             raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
-        check_losses(self.losses, bool(models), self._has_cached_logits)
+        check_losses(self.losses, bool(models), holds_cached_logits(self.train_dataset))
         self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
         if self._has_threshold:
@@ -145,10 +139,6 @@ class DistillationTrainer(Trainer):
     @property
     def _has_threshold(self) -> bool:
         return getattr(self.args, "push_to_hub_min_retained", None) is not None
-
-    @property
-    def _has_cached_logits(self) -> bool:
-        return TEACHER_LOGITS in (getattr(self.train_dataset, "column_names", None) or ())
 
     # ---- The time in which student and teacher are set up to be read ----
 
@@ -166,21 +156,31 @@ class DistillationTrainer(Trainer):
 
     def call_model_init(self, trial=None):
         """A new student; with it come new projections and the losses' first parameters."""
-        student = super().call_model_init(trial)
         if self._runs is not None:
             self._runs.close()
             self._projections = None
-            for loss, state in zip(self.losses, self._initial_losses, strict=True):
+            for loss, state in zip(self._passed_losses or (), self._initial_losses, strict=False):
                 loss.load_state_dict(state)
-            self._start_run(student)
-        return student
+        return super().call_model_init(trial)
+
+    def _hp_search_setup(self, trial) -> None:
+        """Trainer's, called in each `train` once the student exists; only now `args` have the values of the trial."""
+        super()._hp_search_setup(trial)
+        if self._runs is not None and self.model_init is not None:
+            self._start_run(self.model)
 
     def _start_run(self, student: PreTrainedModel) -> None:
         if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
             raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        # args may have changed since the trainer was made (hyperparameter_search)
+        self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
+        check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
+        models = [teacher.model for teacher in self.teachers]
+        self.teachers = build_teachers(student, models, self.losses, self.args)
+        self._batch_mean = BatchMean(self.accelerator)  # which each trial replaces
         self._runs.callback(setattr, self, "data_collator", self.data_collator)
         self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
-        if self._has_cached_logits:
+        if holds_cached_logits(self.train_dataset):
             self.data_collator = pad_logits(self.data_collator, prediction_head_of(student))
         data = DataRecord.from_rows(self.train_dataset, self.data_name)
         batch_size = self.get_total_train_batch_size(self.args)

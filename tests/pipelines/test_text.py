@@ -1,5 +1,6 @@
 """Plain text as sequences of tokens: packed, one by one, and from a stream."""
 
+import datasets
 import pytest
 from conftest import word_tokenizer
 from toy_runs import texts
@@ -31,3 +32,20 @@ def test_a_text_that_is_not_packed_is_one_truncated_sequence(tmp_path):
 def test_a_missing_column_is_named(tmp_path):
     with pytest.raises(ValueError, match="no column 'content'"):
         tokenize_text(texts(), word_tokenizer(tmp_path), "content")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_stream_that_does_not_know_its_columns(tmp_path, packed):
+    tokenizer, data = word_tokenizer(tmp_path), texts()
+    streams = [
+        datasets.IterableDataset.from_generator(lambda: iter(data)),
+        data.to_iterable_dataset().map(lambda row: {"text": row["text"], "length": len(row["text"])}),
+    ]
+    expected = tokenize_text(data, tokenizer, max_length=10, packed=packed)["input_ids"][:]
+    for stream in streams:
+        assert stream.column_names is None
+        rows = tokenize_text(stream, tokenizer, max_length=10, packed=packed)
+        assert [row["input_ids"] for row in rows] == expected
+        assert not {"text", "length"} & {*next(iter(rows))}
+    with pytest.raises(ValueError, match="no column 'content'"):
+        tokenize_text(streams[0], tokenizer, "content")

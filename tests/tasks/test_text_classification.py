@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
-from datasets import ClassLabel, Dataset, DatasetDict, List
+from datasets import ClassLabel, Dataset, DatasetDict, List, load_dataset
 from short_runs import QUICK, SIZE
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel, EvalPrediction
@@ -90,6 +91,50 @@ def test_the_task_of_any_data_set(labels, feature, want, ids):
     assert task.regression == (not want)
     assert data["train"].column_names == ["review", "label"]
     assert data["validation"]["label"][:] == ids
+
+
+@pytest.mark.parametrize(
+    ("arrow_type", "values", "names"),
+    [
+        (pa.string(), ["no", "yes"], ("no", "yes")),
+        (pa.large_string(), ["no", "yes"], ("no", "yes")),
+        (pa.string_view(), ["no", "yes"], ("no", "yes")),
+        (pa.bool_(), [False, True], ("False", "True")),
+        (pa.int8(), [0, 1], ("LABEL_0", "LABEL_1")),
+        (pa.uint64(), [0, 1], ("LABEL_0", "LABEL_1")),
+    ],
+    ids=str,
+)
+def test_labels_of_every_width_that_arrow_has(arrow_type, values, names):
+    table = pa.table({"text": ["a", "b"] * 2, "label": pa.array(values * 2, arrow_type)})
+    task, data = TextClassification.from_dataset(DatasetDict(dict.fromkeys(("train", "validation"), Dataset(table))))
+    assert task.labels == names
+    assert data["train"]["label"][:] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (["no", None, "yes"], ["no"], "Row 1 of split 'train' has no 'label'"),
+        (["no", "yes"], ["perhaps"], r"Split 'validation' has the labels \['perhaps'\]"),
+        ([0, -1], [0], "'label' has the label -1"),
+        ([{"a": 1}, {"a": 2}], [{"a": 1}], "give strings, booleans, integers, or floats"),
+    ],
+    ids=["missing", "unknown", "negative", "struct"],
+)
+def test_labels_that_are_no_classes_are_refused(train, validation, message):
+    splits = {"train": train, "validation": validation}
+    rows = {name: Dataset.from_dict({"text": ["a"] * len(labels), "label": labels}) for name, labels in splits.items()}
+    with pytest.raises(ValueError, match=message):
+        TextClassification.from_dataset(DatasetDict(rows))
+
+
+def test_a_csv_file_with_text_labels(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("text,label\na fine film,good\ndull,bad\n", encoding="utf8")
+    task, data = TextClassification.from_dataset(load_dataset(str(tmp_path)))
+    assert task.labels == ("bad", "good")
+    assert data["train"]["label"][:] == [1, 0]
 
 
 @pytest.mark.parametrize(

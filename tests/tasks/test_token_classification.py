@@ -4,6 +4,7 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -132,10 +133,13 @@ def test_parts_of_speech_are_scored_by_accuracy():
     assert scores == {"accuracy": 0.5, "score": 0.5}
 
 
-def test_tags_that_are_strings():
+@pytest.mark.parametrize(
+    "arrow_type", [pa.list_(pa.string()), pa.list_(pa.large_string()), pa.large_list(pa.string())], ids=str
+)
+def test_tags_that_are_strings(arrow_type):
     rows = sentences()["train"]
     names = [[TAGS[tag] for tag in row] for row in rows["ner_tags"]]
-    rows = Dataset.from_dict({"words": rows["tokens"], "ner": names})
+    rows = Dataset(pa.table({"words": rows["tokens"][:], "ner": pa.array(names, arrow_type)}))
     strings = DatasetDict(train=rows, validation=rows)
     task, data = TokenClassification.from_dataset(strings, "words", "ner")
     assert task.labels == ("B-A", "I-A", "I-B", "O")  # those that occur

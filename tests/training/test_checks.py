@@ -6,7 +6,13 @@ import pytest
 import torch
 from conftest import VOCAB, bert_config, build, pad, rows, word_tokenizer
 from short_runs import arguments, distil
-from transformers import BertForPreTraining, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers import (
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    TrainingArguments,
+)
 from transformers.masking_utils import AttentionMaskInterface
 
 from hf_tinybert import (
@@ -16,6 +22,7 @@ from hf_tinybert import (
     HiddenLoss,
     PredictionLoss,
     TaskLoss,
+    cache_logits,
 )
 from hf_tinybert.models import capture
 
@@ -233,3 +240,31 @@ def test_a_teacher_with_other_tokens_is_refused(tmp_path, student, teacher):
         DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **options)
     tokenizer.save_pretrained(tmp_path / "teacher")
     DistillationTrainer(student, arguments(tmp_path), pad, rows(8), **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss_type": ["prediction"]},
+        {"temperature": 2.0},
+        {"layer_mapping": "top"},
+        {"loss_weights": [1, 1, 1, 2]},
+        {"padding_free": True},
+        {"teacher_dtype": "bfloat16"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_arguments_of_distillation_without_a_teacher_are_refused(tmp_path, student, change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} of DistillationArguments need a teacher"):
+        DistillationTrainer(student, arguments(tmp_path, **change), pad, rows(8))
+
+
+def test_cached_logits_without_a_teacher_are_enough_for_the_prediction_loss_alone(tmp_path, student, teacher):
+    data = cache_logits(teacher, rows(8), word_tokenizer(tmp_path), data_collator=pad)
+    with pytest.raises(ValueError, match=r"pass teacher_model.*loss_type=\['prediction'\]"):
+        DistillationTrainer(student, arguments(tmp_path), pad, data)
+    with pytest.raises(TypeError, match="column teacher_logits"):
+        DistillationTrainer(student, TrainingArguments(str(tmp_path), report_to=[]), pad, data)
+    trainer = DistillationTrainer(student, arguments(tmp_path, loss_type=["prediction"]), pad, data)
+    trainer.train()
+    assert trainer.state.log_history[0]["prediction_loss"] > 0

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import datasets
+import optuna
 import pytest
 import torch
 from conftest import VOCAB, bert_config, build, pad, rows
@@ -314,7 +315,6 @@ def test_model_init_and_a_second_train_call(tmp_path, teacher):
 
 
 def test_hyperparameter_search(tmp_path, teacher):
-    pytest.importorskip("optuna")
     trainer = DistillationTrainer(
         args=arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1),
         data_collator=pad,
@@ -329,6 +329,53 @@ def test_hyperparameter_search(tmp_path, teacher):
         direction="minimize",
     )
     assert 1e-3 <= best.hyperparameters["learning_rate"] <= 1e-1
+
+
+class FirstValues(TrainerCallback):
+    """Collects a loss from the log of each step."""
+
+    def __init__(self, loss):
+        self.values, self.loss = [], loss
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.loss in logs:
+            self.values.append(logs[self.loss])
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "loss"),
+    [("temperature", [1.0, 5.0], "prediction_loss"), ("layer_mapping", ["top", "bottom"], "hidden_loss")],
+)
+def test_every_trial_reads_its_arguments(tmp_path, teacher, name, choices, loss):
+    """Reference: trainers that are made with these arguments. Nothing else differs between the trials."""
+
+    def trainer(**changes):
+        collector = FirstValues(loss)
+        made = DistillationTrainer(
+            args=arguments(tmp_path, eval_strategy="steps", eval_steps=1, **changes),
+            data_collator=pad,
+            train_dataset=rows(8),
+            eval_dataset=rows(8, seed=1),
+            model_init=lambda trial=None: build(BertForSequenceClassification, bert_config(2, 16), 2),
+            callbacks=[collector],
+            teacher_model=teacher,
+        )
+        return made, collector.values
+
+    searched, values = trainer()
+    searched.hyperparameter_search(
+        lambda trial: {name: trial.suggest_categorical(name, choices)},
+        n_trials=2,
+        direction="minimize",
+        sampler=optuna.samplers.GridSampler({name: choices}, seed=0),
+    )
+    expected = []
+    for choice in choices:
+        fresh, expected_values = trainer(**{name: choice})
+        fresh.train()
+        expected += expected_values
+    assert len(set(values)) == 2
+    assert sorted(values) == pytest.approx(sorted(expected))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd", "adagrad"])
