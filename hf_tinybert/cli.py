@@ -338,6 +338,8 @@ def main(flags: list[str] | None = None) -> int:
             raise
         print(f"hf-tinybert {flags[0]}: {error} (--traceback shows where)", file=sys.stderr)
         return 1
+    finally:
+        PartialState().destroy_process_group()  # or a thread of it may abort the process while it ends
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import load_dataset
 
 from hf_tinybert import TINYBERT4, general_distillation
@@ -72,3 +73,4 @@ general_distillation(
     use_cpu=not torch.accelerator.is_available(),
     report_to=[],
 )
+PartialState().destroy_process_group()  # or a thread of it may abort the process while it ends

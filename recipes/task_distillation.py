@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_tinybert import GLUE, TINYBERT4, Augmentation, WordVectors, task_distillation
@@ -96,3 +97,4 @@ results = task_distillation(
 )
 (output_dir / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n")
 print(json.dumps(results, indent=1))
+PartialState().destroy_process_group()  # or a thread of it may abort the process while it ends

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from accelerate import PartialState
 from conftest import bert_config, build, rows
 from short_runs import distil
 from transformers import BertForSequenceClassification
@@ -38,3 +39,4 @@ if __name__ == "__main__":
     norm = sum(g.square().sum() for name, g in gradients.items() if PROJECTIONS not in name).sqrt().item()
     found = {"norm": norm, "factors": list(last_stage(student.config).factors.values())}
     Path(options.folder, f"rank{rank}.json").write_text(json.dumps(found))
+    PartialState().destroy_process_group()  # or a thread of it may abort the process while it ends

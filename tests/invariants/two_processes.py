@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from accelerate import PartialState
 from conftest import bert_config, build, pad, rows
 from extensions import ScaledLogits
 from short_runs import distil
@@ -94,3 +95,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     results = {name: train(variant, options.folder / name) for name, variant in VARIANTS.items()}
     torch.save(results, options.folder / f"rank{os.environ.get('RANK', 0)}.pt")
+    PartialState().destroy_process_group()  # or a thread of it may abort the process while it ends
