@@ -120,7 +120,7 @@ class DistillationTrainer(Trainer):
         args = self.args
         self._passed_losses = None if losses is None else list(losses)
         self.losses = args.build_losses() if losses is None else self._passed_losses
-        self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self.losses]
+        self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self._passed_losses or ()]
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
         if args.balance_losses and self._shards_itself:
@@ -159,7 +159,7 @@ class DistillationTrainer(Trainer):
         if self._runs is not None:
             self._runs.close()
             self._projections = None
-            for loss, state in zip(self._passed_losses or (), self._initial_losses, strict=False):
+            for loss, state in zip(self._passed_losses or (), self._initial_losses, strict=True):
                 loss.load_state_dict(state)
         return super().call_model_init(trial)
 
