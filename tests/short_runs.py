@@ -50,7 +50,7 @@ class GradientRecorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         named = model.named_parameters()
-        self.steps.append({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+        self.steps.append({name: p.grad.to("cpu", copy=True) for name, p in named if p.grad is not None})
 
 
 def arguments(folder, **changes) -> DistillationArguments:
