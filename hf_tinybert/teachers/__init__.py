@@ -2,7 +2,7 @@
 
 from .ensemble import COMBINATIONS, Ensemble, Teaching, about_teacher, checked, combine_logits, normalised
 from .logit_cache import cache_logits, pad_logits
-from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher, freeze, load_teacher, load_teachers
+from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher, load_teacher, load_teachers
 
 __all__ = [
     "COMBINATIONS",
@@ -16,7 +16,6 @@ __all__ = [
     "cache_logits",
     "checked",
     "combine_logits",
-    "freeze",
     "load_teacher",
     "load_teachers",
     "normalised",
