@@ -26,7 +26,9 @@ class RecordingHooks:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self._without = [part for part in model.modules() if isinstance(part, PreTrainedModel) and not _has_hooks(part)]
+        self._without = [
+            part for part in model.modules() if isinstance(part, PreTrainedModel) and not _has_hooks(part)
+        ]
         self._others = {(module, key) for module, key, _ in _recording_hooks(model)}
         self._marked: list[PreTrainedModel] = []
         self._hooks: list[tuple[nn.Module, int, Callable]] = []

@@ -1,9 +1,9 @@
 """What trains with the student and never reaches a saved one: projections of its states, and parameters of losses.
 
-They are submodules of the student while the optimizer and DDP are made and in each training step, up to the clipping of
-gradients, so that mixed precision, DDP and clipping reach them without code of this package. A hook on the student's
-forward returns what they compute among its outputs; so DDP finds them used. The rest of the time, in which the student
-is evaluated and saved and callbacks have it, it is the plain student.
+They are submodules of the student while the optimizer and DDP are made and in each training step, up to the clipping
+of gradients, so that mixed precision, DDP and clipping reach them without code of this package. A hook on the
+student's forward returns what they compute among its outputs; so DDP finds them used. The rest of the time, in which
+the student is evaluated and saved and callbacks have it, it is the plain student.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ Students and teachers are set up to be read only in a training step. In between 
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.trainer_utils import has_length
 
 from ..activations import Activations
 from ..layer_mapping import map_layers
-from ..lineage import last_stage, replace_last_stage
+from ..lineage import last_stage, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns, same_modes
@@ -144,6 +145,17 @@ class DistillationRun:
             dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
         )
 
+    def resume(self, folder: str) -> None:
+        """Go on as the run of a checkpoint did, apart from the student's weights, which Trainer loads.
+
+        Raises:
+            ValueError: If the checkpoint is of other losses.
+        """
+        resume(self.student.config, folder)
+        self.objective.factors = last_stage(self.student.config).factors
+        if not self._shards:
+            self.companions.load(folder)
+
     def _epochs(self, dataset: Any) -> float:
         args = self.args
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -189,6 +201,10 @@ class DistillationRun:
             raise
         finally:
             self.in_step = False
+
+    def prediction_step(self) -> AbstractContextManager:
+        """Around a forward pass of the evaluation during training, which also runs on real tokens alone."""
+        return self.student_capture.enabled() if self.args.padding_free else contextlib.nullcontext()
 
     def leave_plain(self) -> None:
         """Take the companions out of the student."""

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
+from ..lineage import DataRecord, last_stage, recorded, replace_last_stage
 from ..losses import DistillationLoss
 from ..models.forward import forward_columns
 from ..models.prediction_heads import prediction_head_of
@@ -283,8 +283,9 @@ class DistillationTrainer(Trainer):
         return {name: value for name, value in inputs.items() if name not in teacher_only}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Trainer's, on the columns that the student takes."""
-        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        """Trainer's, on the columns that the student takes; without padding if training is."""
+        with contextlib.nullcontext() if self._run is None else self._run.prediction_step():
+            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     # ---- Checkpoints: the student as it is, its companions beside it ----
 
@@ -305,13 +306,9 @@ class DistillationTrainer(Trainer):
             self._run.companions.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._run is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        resume(self._student.config, resume_from_checkpoint)
-        self._run.objective.factors = last_stage(self._student.config).factors
+        if self._run is not None:
+            self._run.resume(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if not self._shards_itself:
-            self._run.companions.load(resume_from_checkpoint)
 
     # ---- The Hub ----
 
