@@ -9,54 +9,19 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..activations import Activations
 from ..layer_mapping import LayerMapping
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns, same_modes
-from ..models.loading import from_pretrained
-from ..models.vocabulary import check_same_tokens, own_tokenizer
 from ..models.weights import weights_digest
 from .activation_cache import ActivationCache, cache_activations, check_same
 
 logger = logging.get_logger(__name__)
 
 TEACHER_LOGITS, TEACHER_ROW = "teacher_logits", "teacher_row"
-
-
-def load_teacher(name_or_path: str, processing_class: Any = None) -> PreTrainedModel:
-    """Load a teacher by the class that its configuration names, head included.
-
-    Args:
-        name_or_path: A Hub id or a local folder.
-        processing_class: The student's tokenizer, whose tokens must have the same ids as in the teacher's own.
-
-    Raises:
-        ValueError: If the configuration names no class of transformers (remote code never runs from here), if the
-            files lack weights of the head (an untrained one would teach noise), or if the tokenizers differ.
-    """
-    tokenizer = own_tokenizer(name_or_path) if isinstance(processing_class, PreTrainedTokenizerBase) else None
-    if tokenizer is not None:
-        check_same_tokens(processing_class, tokenizer)
-    teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"Teacher '{name_or_path}' lacks weights for {sorted(loading['missing_keys'])}: they would be random. "
-            "Fine-tune the teacher on the task first."
-        )
-    return teacher
-
-
-def load_teachers(teachers: Any, processing_class: Any = None) -> list[PreTrainedModel]:
-    """Models from one or several models, Hub ids and local folders; none from None (`load_teacher`)."""
-    several = list(teachers) if isinstance(teachers, list | tuple) else [teachers]
-    return [
-        load_teacher(teacher, processing_class) if isinstance(teacher, str) else teacher
-        for teacher in several
-        if teacher is not None
-    ]
 
 
 @contextmanager

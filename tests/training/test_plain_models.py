@@ -1,4 +1,4 @@
-"""Whoever calls, copies or saves student or teacher meets the plain model: callbacks during training, users after it."""
+"""Whoever calls, copies or saves student or teacher meets the plain model, in callbacks and after training."""
 
 import copy
 import io
@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from hf_tinybert import DistillationTrainer, HiddenLoss, PredictionLoss, TaskLoss
 from hf_tinybert.models.export import export_onnx
 
-EVENTS = """on_train_begin on_train_end on_epoch_begin on_epoch_end on_step_begin on_pre_optimizer_step on_optimizer_step
-on_substep_end on_step_end on_evaluate on_predict on_save on_log on_prediction_step""".split()
+EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+EVENTS = [name for name in EVENTS if name not in ("on_init_end", "on_push_begin")]
 BATCH = {name: values for name, values in pad(rows(4, seed=3).to_list()).items() if name != "labels"}
 EVERYTHING = {  # every event of Trainer happens
     "max_steps": 2,
