@@ -161,10 +161,10 @@ class Ensemble:
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
 
     def lower(self, dtype: torch.dtype) -> bool:
-        """Bring the teachers that run to `dtype`; returns whether that changed any."""
+        """Bring the teachers that run to `dtype` while they are read; returns whether that changed any."""
         changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
         for teacher in changed:
-            teacher.model.to(dtype)
+            teacher.lower(dtype)
         return bool(changed)
 
 

@@ -1,24 +1,29 @@
-"""What lives only while `DistillationTrainer.train` runs: from the set-up of student and teachers to its undoing."""
+"""What lives only while `DistillationTrainer.train` runs: from the set-up of student and teachers to its undoing.
+
+Students and teachers are set up to be read only in a training step. In between they are the plain models.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..activations import Activations
 from ..layer_mapping import map_layers
-from ..lineage import last_stage, replace_last_stage
+from ..lineage import last_stage, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
-from ..models.forward import forward_columns
-from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, freeze, normalised
+from ..models.forward import forward_columns, same_modes
+from ..models.weights import check_weights
+from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, normalised
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
 from .checks import check_activations, check_columns, check_compatible, check_mask
@@ -38,7 +43,7 @@ def build_teachers(
     losses: Sequence[DistillationLoss],
     args: DistillationArguments,
 ) -> list[Teacher]:
-    """Check the teachers' models against the student and the losses, freeze them, and map their layers.
+    """Check the teachers' models against the student and the losses, and map their layers.
 
     Raises:
         TypeError, ValueError: If one does not fit; the message names it and says what to change.
@@ -49,9 +54,10 @@ def build_teachers(
     for number, (model, weight) in enumerate(zip(models, weights, strict=True), start=1):
         with about_teacher(number, len(models)):
             check_compatible(student, model, losses)
+            check_weights(model)
             depths = student.config.num_hidden_layers, model.config.num_hidden_layers
             layer_mapping = map_layers(args.layer_mapping, *depths)
-            teachers.append(Teacher(freeze(model, args.device), layer_mapping, weight))
+            teachers.append(Teacher(model, layer_mapping, weight))
     return teachers
 
 
@@ -95,13 +101,19 @@ class DistillationRun:
             accelerator.autocast,  # as Accelerate does for the student
             compile_options if args.torch_compile else None,
             args.padding_free,
+            args.device,
         )
         self.companions = Companions.of_losses(losses, projections)
+        # sharded modules cannot be taken apart, so that the companions stay in them
+        self._shards = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.in_step = False
+        self.dtype_errors: dict[str, float] = {}
         self._first_step = True
 
     def __enter__(self) -> "DistillationRun":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.student_capture.enabled())
+            stack.enter_context(same_modes(self.student))
+            stack.callback(self.companions.leave, self.student)
             for teacher, read in zip(self.teachers.teachers, self.layers, strict=True):
                 layers = [g for _, g in read.attention], [g for _, g in read.hidden]
                 stack.enter_context(teacher.reading(self.reads, *layers, self.execution))
@@ -112,7 +124,7 @@ class DistillationRun:
         self._stack.__exit__(*exception)
 
     def start(self, dataset: Any, collate: Collator) -> Any:
-        """Fit the projections, attach the companions to the student, and cache the teachers' activations.
+        """Fit the projections, and cache the teachers' activations.
 
         Args:
             dataset: The training data.
@@ -125,12 +137,24 @@ class DistillationRun:
             self.companions.projections = build_projections(self.losses, self.student, self.teachers.teachers)
             if self.companions.projections is not None:
                 self.companions.projections.fit(self._first_states(dataset, collate))
-        self._stack.enter_context(self.companions.attached(self.student))
+        if self._shards:
+            self.companions.join(self.student)
         if not self.args.teacher_cache_gb:
             return dataset
         return self.teachers.cache_activations(
             dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
         )
+
+    def resume(self, folder: str) -> None:
+        """Go on as the run of a checkpoint did, apart from the student's weights, which Trainer loads.
+
+        Raises:
+            ValueError: If the checkpoint is of other losses.
+        """
+        resume(self.student.config, folder)
+        self.objective.factors = last_stage(self.student.config).factors
+        if not self._shards:
+            self.companions.load(folder)
 
     def _epochs(self, dataset: Any) -> float:
         args = self.args
@@ -152,13 +176,40 @@ class DistillationRun:
             inputs = collate(batch)
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
-            states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
+            with self.student_capture.enabled():
+                states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
             real = inputs["attention_mask"].flatten(0, -2).bool() if "attention_mask" in inputs else slice(None)
             yield states, teachers, real
             hidden = next(state for state in states if state is not None)
             tokens += hidden[real].numel() // hidden.shape[-1]
 
     # ---- A step ----
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a training step, backward pass included: the student is captured and has its companions.
+
+        The companions stay until its gradients are clipped (`BetweenSteps`).
+        """
+        self.companions.join(self.student)
+        self.in_step = True
+        try:
+            with self.student_capture.enabled():
+                yield
+        except BaseException:
+            self.leave_plain()
+            raise
+        finally:
+            self.in_step = False
+
+    def prediction_step(self) -> AbstractContextManager:
+        """Around a forward pass of the evaluation during training, which also runs on real tokens alone."""
+        return self.student_capture.enabled() if self.args.padding_free else contextlib.nullcontext()
+
+    def leave_plain(self) -> None:
+        """Take the companions out of the student."""
+        if not self._shards:
+            self.companions.leave(self.student)
 
     def check_inputs(self, inputs: Mapping[str, Any], dataset: Any) -> None:
         """Check a batch before the models see it.
@@ -176,7 +227,6 @@ class DistillationRun:
         forward: Callable[[Mapping[str, Any], bool], tuple[Tensor | None, Any]],
         step: int,
         max_steps: int,
-        log: Callable[[dict[str, float]], None],
     ) -> tuple[Tensor, Any]:
         """Σ λ_i·L_i of a micro-batch, and the student's outputs.
 
@@ -186,7 +236,6 @@ class DistillationRun:
                 loss and the student's outputs.
             step: The number of optimizer steps that are done.
             max_steps: The number of optimizer steps in all.
-            log: The trainer's log.
         """
         teaching = self.teachers.teach(inputs, verify=self._first_step)
         student, outputs = self._run_student(inputs, forward)
@@ -195,7 +244,7 @@ class DistillationRun:
             for number, pair in enumerate(lesson.pairs or [lesson.combined], start=1):
                 with about_teacher(number, len(teaching.activations)):
                     check_activations(self.losses, pair.student, pair.teacher)
-            lesson = self._lower_teachers(inputs, lesson, student, outputs, log)
+            lesson = self._lower_teachers(inputs, lesson, student, outputs)
             self._first_step = False
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
         if self.args.balance_losses and not self.objective.factors:
@@ -225,8 +274,8 @@ class DistillationRun:
         return Lesson(pairs, combined, lambda loss, *compared: self.companions.call(outputs, loss, *compared))
 
     @torch.no_grad()
-    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any, log) -> Lesson:
-        """Bring the teachers to `teacher_dtype` and log the share by which each loss of these rows changes."""
+    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any) -> Lesson:
+        """Bring the teachers to `teacher_dtype` and note the share by which each loss of these rows changes."""
         dtype = getattr(torch, self.args.teacher_dtype or "", None)
         if dtype is None or not self.teachers.lower(dtype):
             return lesson
@@ -234,7 +283,7 @@ class DistillationRun:
         checked(teaching.activations)
         lowered, mean = self._lesson(student, outputs, teaching), self.batch_mean.over_examples(inputs)
         before, after = (self.objective.values(compared, mean) for compared in (lesson, lowered))
-        log({f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before})
+        self.dtype_errors = {f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before}
         return lowered
 
     def _balance(self, values: Mapping[str, Tensor]) -> None:
@@ -243,3 +292,42 @@ class DistillationRun:
         self.objective.balance(values, parameters, self.batch_mean.over_processes)
         stage = last_stage(self.student.config)
         replace_last_stage(self.student.config, stage.balanced(self.objective.factors))
+
+
+class BetweenSteps(TrainerCallback):
+    """Keeps the student plain outside of its training steps. It has to come before all other callbacks.
+
+    Args:
+        run: The run.
+        log: The trainer's log.
+    """
+
+    def __init__(self, run: DistillationRun, log: Callable[[dict[str, float]], None]):
+        self.run, self._log = run, log
+
+    @contextlib.contextmanager
+    def ahead_of(self, callbacks: list[TrainerCallback]) -> Iterator[None]:
+        """Come before the other callbacks of a trainer until the end."""
+        callbacks.insert(0, self)
+        try:
+            yield
+        finally:
+            callbacks.remove(self)
+
+    def _leave(self, args, state, control, **kwargs) -> None:
+        self.run.leave_plain()
+
+    on_train_begin = _leave  # the optimizer and DDP have been made
+    on_substep_end = _leave
+    on_pre_optimizer_step = _leave  # gradients have been clipped
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Trainer zeroes the gradients of the plain student alone."""
+        for parameter in self.run.companions.parameters():
+            parameter.grad = None
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """What the first step noted is logged once the student is plain, as callbacks see every log."""
+        if self.run.dtype_errors:
+            errors, self.run.dtype_errors = self.run.dtype_errors, {}
+            self._log(errors)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
+from ..lineage import DataRecord, last_stage, recorded, replace_last_stage
 from ..losses import DistillationLoss
 from ..models.forward import forward_columns
 from ..models.prediction_heads import prediction_head_of
@@ -25,7 +25,7 @@ from .objective import Objective
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
 from .record import describe_stage
-from .run import DistillationRun, build_teachers
+from .run import BetweenSteps, DistillationRun, build_teachers
 
 
 class DistillationTrainer(Trainer):
@@ -35,9 +35,10 @@ class DistillationTrainer(Trainer):
     as `{name}_loss`. Evaluation and prediction are Trainer's own and run the student alone.
 
     Projections to the teacher's width start at the least-squares fit on the first training rows (256 rows or 8,192
-    tokens). They live in the student only while `train` runs, and each checkpoint has a file for them. The same holds
-    for the parameters of losses. The student's configuration records what it was trained on (`hf_tinybert.lineage`),
-    and its model card shows the record.
+    tokens). They live in the student only within a training step, and each checkpoint has a file for them. The same
+    holds for the parameters of losses. Callbacks, evaluation and whoever saves the student meet the plain student. At
+    the end student and teachers are handed back as they came. The student's configuration records what it was trained
+    on (`hf_tinybert.lineage`), and its model card shows the record.
 
     With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses the student. A push that fails
     during training is a warning, because the push at the end holds everything. No file holds `hub_token`.
@@ -190,8 +191,14 @@ class DistillationTrainer(Trainer):
             student, self.teachers, self.losses, self.args, self.accelerator, self._batch_mean, self._projections
         )
         self._run = self._runs.enter_context(run)
+        self._runs.enter_context(BetweenSteps(run, self.log).ahead_of(self.callback_handler.callbacks))
         self.train_dataset = run.start(self.train_dataset, self._collate)
         self._projections = run.companions.projections
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        """What trains beside the student while `train` runs, by name: projections, and losses with parameters."""
+        return {} if self._run is None else self._run.companions.modules
 
     @property
     def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
@@ -201,18 +208,16 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         """Trainer's; projections and losses' parameters also join an optimizer that was made before them."""
-        optimizer = super().create_optimizer(model)
         if self._run is None:
-            return optimizer
+            return super().create_optimizer(model)
+        self._run.companions.join(self._run.student)
+        optimizer = super().create_optimizer(model)
         config = self._student.config  # each attempt of auto_find_batch_size begins here, with another batch size
         stage = replace(last_stage(config), batch_size=self.get_total_train_batch_size(self.args))
         replace_last_stage(config, stage)
         self._run.objective.restart()
         if not self._shards_itself:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            missing = [parameter for parameter in self._run.companions.parameters() if id(parameter) not in held]
-            # into a group of the user's, so that the user's scheduler knows its learning rate
-            optimizer.param_groups[0]["params"].extend(missing)
+            self._run.companions.join_optimizer(optimizer)
         return optimizer
 
     # ---- The loss ----
@@ -224,13 +229,18 @@ class DistillationTrainer(Trainer):
             self._batch_mean.count(batch_samples, device)
         return batch_samples, num_items_in_batch
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Trainer's, in which the student is set up to be read."""
+        with contextlib.nullcontext() if self._run is None else self._run.step():
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
-        if self._run is None or not model.training:
+        """Σ λ_i·L_i in a training step; Trainer's own loss otherwise."""
+        if self._run is None or not self._run.in_step:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._run.check_inputs(inputs, self.train_dataset)
         forward = partial(self._student_forward, model, self._student_inputs(inputs), num_items_in_batch)
-        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps, self.log)
+        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps)
         return (loss, outputs) if return_outputs else loss
 
     def _student_forward(self, model: nn.Module, inputs, num_items_in_batch, extra: dict[str, Any], labels: bool):
@@ -273,8 +283,9 @@ class DistillationTrainer(Trainer):
         return {name: value for name, value in inputs.items() if name not in teacher_only}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Trainer's, on the columns that the student takes."""
-        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        """Trainer's, on the columns that the student takes; without padding if training is."""
+        with contextlib.nullcontext() if self._run is None else self._run.prediction_step():
+            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     # ---- Checkpoints: the student as it is, its companions beside it ----
 
@@ -295,19 +306,9 @@ class DistillationTrainer(Trainer):
             self._run.companions.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._run is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        resume(self._student.config, resume_from_checkpoint)
-        self._run.objective.factors = last_stage(self._student.config).factors
-        if self._shards_itself:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        with detached(self._student):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._run.companions.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
-            super()._load_best_model()
+        if self._run is not None:
+            self._run.resume(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # ---- The Hub ----
 
