@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..activations import Activations
-from ..models.checks import check_finite
+from ..models.checks import check_finite, non_finite
 from ..models.prediction_heads import PredictionHead
 from .teacher import TEACHER_LOGITS, TEACHER_ROW, Teacher
 
@@ -82,10 +82,21 @@ class Teaching:
     Args:
         activations: One for each teacher, all with the combined logits.
         logits: The combined logits, (B, C) or (B, S, C); None if no loss reads them.
+        observed: One for each teacher, with its own logits if it ran for them.
     """
 
     activations: list[Activations]
     logits: Tensor | None
+    observed: list[Activations]
+
+    def non_finite(self) -> str | None:
+        """What holds NaN or infinity, in words that a message can go on from; None if nothing does."""
+        for number, activations in enumerate(self.observed, start=1):
+            if (name := non_finite(activations)) is not None:
+                several = f" {number} of {len(self.observed)}" if len(self.observed) > 1 else ""
+                return f"{name} of the teacher{several}"
+        combined = Activations(logits=self.logits)
+        return None if non_finite(combined) is None else "the column teacher_logits"
 
 
 class Ensemble:
@@ -120,18 +131,18 @@ class Ensemble:
         Raises:
             ValueError: If a cache is stale or an activation is not finite.
         """
-        activations = [teacher.observe(inputs, verify) for teacher in self.teachers]
+        observed = [teacher.observe(inputs, verify) for teacher in self.teachers]
         if verify:
-            checked(activations)
+            checked(observed)
         cached, live = inputs.get(TEACHER_LOGITS), None
-        each_logits = [observed.logits for observed in activations]
-        if activations and all(logits is not None for logits in each_logits):
-            weights, first = [teacher.weight for teacher in self.teachers], activations[0]
+        each_logits = [activations.logits for activations in observed]
+        if observed and all(logits is not None for logits in each_logits):
+            weights, first = [teacher.weight for teacher in self.teachers], observed[0]
             live = combine_logits(each_logits, weights, first.prediction_head, self.how, first.attention_mask)
         if verify and cached is not None and live is not None:
             check_cached_logits(cached, live, inputs.get("attention_mask"))
         logits = live if cached is None else cached
-        return Teaching([replace(observed, logits=logits) for observed in activations], logits)
+        return Teaching([replace(activations, logits=logits) for activations in observed], logits, observed)
 
     def cache_activations(
         self,
@@ -160,12 +171,28 @@ class Ensemble:
         cached = any(teacher.cache is not None for teacher in self.teachers)
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
 
-    def lower(self, dtype: torch.dtype) -> bool:
-        """Bring the teachers that run to `dtype`; returns whether that changed any."""
+    def lower(self, dtype: torch.dtype) -> list[Callable[[], None]]:
+        """Bring the teachers that run to `dtype`.
+
+        Returns:
+            For each of them that changed, a function that gives it back the weights that it had. They wait on the CPU.
+        """
         changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
-        for teacher in changed:
-            teacher.model.to(dtype)
-        return bool(changed)
+        return [_lower(teacher.model, dtype) for teacher in changed]
+
+
+def _lower(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
+    parameters = [(parameter, parameter.detach().cpu()) for parameter in model.parameters()]
+    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
+    model.to(dtype)
+
+    def restore() -> None:
+        for parameter, value in parameters:
+            parameter.data = value.to(parameter.device)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+
+    return restore
 
 
 def checked(activations: list[Activations]) -> list[Activations]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ..losses import DistillationLoss
@@ -86,6 +87,13 @@ class Companions:
         prefix = f"{loss.name}."
         parameters = {name.removeprefix(prefix): p for name, p in returned.items() if name.startswith(prefix)}
         return functional_call(loss, parameters, inputs)
+
+    def join_optimizer(self, optimizer: Optimizer) -> None:
+        """Let an optimizer that was made without them train the parameters too."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [parameter for parameter in self.parameters() if id(parameter) not in held]
+        # into a group of the user's, so that the user's scheduler knows its learning rate
+        optimizer.param_groups[0]["params"].extend(missing)
 
     def save(self, folder: str | Path) -> None:
         """Write a file for each companion into a checkpoint folder, such as `distillation_projections.safetensors`."""

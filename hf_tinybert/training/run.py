@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
@@ -23,8 +23,10 @@ from .arguments import DistillationArguments
 from .batch_mean import BatchMean
 from .checks import check_activations, check_columns, check_compatible, check_mask
 from .companions import Companions, is_companion
+from .finite import FiniteCheck
 from .objective import LayersRead, Lesson, Objective, Pair
 from .projections import Projections, build_projections
+from .resuming import save_stage
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
@@ -97,6 +99,7 @@ class DistillationRun:
             args.padding_free,
         )
         self.companions = Companions.of_losses(losses, projections)
+        self.finite = FiniteCheck(accelerator, lambda inputs: self.teachers.teach(inputs).non_finite())
         self._first_step = True
 
     def __enter__(self) -> "DistillationRun":
@@ -111,11 +114,15 @@ class DistillationRun:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def start(self, dataset: Any, collate: Collator) -> Any:
+    def start(self, dataset: Any, first_rows: Sequence[dict], collate: Collator) -> Any:
         """Fit the projections, attach the companions to the student, and cache the teachers' activations.
+
+        The batches of both are made smaller if memory runs out, without regard to `auto_find_batch_size`: their size
+        changes nothing but rounding.
 
         Args:
             dataset: The training data.
+            first_rows: Its first `PROJECTION_ROWS` rows, if there are as many.
             collate: Rows → a batch on the device, as training will see it.
 
         Returns:
@@ -124,7 +131,7 @@ class DistillationRun:
         if self.companions.projections is None:
             self.companions.projections = build_projections(self.losses, self.student, self.teachers.teachers)
             if self.companions.projections is not None:
-                self.companions.projections.fit(self._first_states(dataset, collate))
+                self._fit_projections(first_rows, collate)
         self._stack.enter_context(self.companions.attached(self.student))
         if not self.args.teacher_cache_gb:
             return dataset
@@ -138,18 +145,26 @@ class DistillationRun:
         by_steps = args.max_steps > 0 and has_length(dataset)
         return args.max_steps * batch / len(dataset) if by_steps else args.num_train_epochs
 
+    def _fit_projections(self, rows: Sequence[dict], collate: Collator) -> None:
+        def fit(batch_size: int) -> None:
+            self.companions.projections.fit(self._first_states(rows, collate, batch_size))
+
+        find_executable_batch_size(fit, starting_batch_size=self.args.per_device_train_batch_size)()
+
     @torch.no_grad()
-    def _first_states(self, dataset: Any, collate: Collator) -> Iterator[tuple[Any, list[Activations], Any]]:
+    def _first_states(
+        self, rows: Sequence[dict], collate: Collator, batch_size: int
+    ) -> Iterator[tuple[Any, list[Activations], Any]]:
         """Hidden states of student and teachers on the first training rows, as `Projections.fit` takes them.
 
         Every process reads the same rows, so that any number of processes starts from the same projections.
         """
         student, tokens = self.student, 0
-        rows = (dataset[i] for i in range(len(dataset))) if has_length(dataset) else iter(dataset)
-        rows = islice(rows, PROJECTION_ROWS)
         student.eval()
-        while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
-            inputs = collate(batch)
+        for start in range(0, len(rows), batch_size):
+            if tokens >= PROJECTION_TOKENS:
+                return
+            inputs = collate(rows[start : start + batch_size])
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
             states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
@@ -158,7 +173,18 @@ class DistillationRun:
             hidden = next(state for state in states if state is not None)
             tokens += hidden[real].numel() // hidden.shape[-1]
 
+    def save(self, checkpoint: str, with_companions: bool) -> None:
+        """Write into a checkpoint which training it is of and, if they are not in it already, the companions."""
+        save_stage(last_stage(self.student.config), checkpoint)
+        if with_companions:
+            self.companions.save(checkpoint)
+
     # ---- A step ----
+
+    def restart(self) -> None:
+        """Forget what is left of an accumulated batch, as an attempt with another batch size begins."""
+        self.objective.restart()
+        self.finite.restart()
 
     def check_inputs(self, inputs: Mapping[str, Any], dataset: Any) -> None:
         """Check a batch before the models see it.
@@ -198,6 +224,7 @@ class DistillationRun:
             lesson = self._lower_teachers(inputs, lesson, student, outputs, log)
             self._first_step = False
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
+        self.finite.watch(inputs, values, teaching.non_finite)
         if self.args.balance_losses and not self.objective.factors:
             self._balance(values)
         return self.objective.total(values, step, max_steps), outputs
@@ -228,8 +255,11 @@ class DistillationRun:
     def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any, log) -> Lesson:
         """Bring the teachers to `teacher_dtype` and log the share by which each loss of these rows changes."""
         dtype = getattr(torch, self.args.teacher_dtype or "", None)
-        if dtype is None or not self.teachers.lower(dtype):
+        restores = [] if dtype is None else self.teachers.lower(dtype)
+        if not restores:
             return lesson
+        for restore in restores:  # the next training reads the teachers as they were loaded
+            self._stack.callback(restore)
         teaching = self.teachers.teach(inputs)
         checked(teaching.activations)
         lowered, mean = self._lesson(student, outputs, teaching), self.batch_mean.over_examples(inputs)

@@ -9,23 +9,31 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
 from ..losses import DistillationLoss
-from ..models.forward import forward_columns
 from ..models.prediction_heads import prediction_head_of
 from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
-from ..teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, load_teachers, pad_logits
+from ..teachers import Teacher, load_teachers, pad_logits
 from .batch_mean import BatchMean
-from .checks import check_forgotten_teacher, check_losses, distillation_arguments, holds_cached_logits
+from .checks import (
+    check_forgotten_teacher,
+    check_losses,
+    check_parallelism,
+    distillation_arguments,
+    holds_cached_logits,
+)
+from .columns import student_inputs, teacher_columns
 from .companions import detached, is_companion
+from .first_rows import is_stream, read_first_rows
 from .objective import Objective
+from .problem_type import decide_problem_types
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
 from .record import describe_stage
-from .run import DistillationRun, build_teachers
+from .resuming import check_plain_checkpoint, check_same_training, chosen_checkpoint
+from .run import PROJECTION_ROWS, DistillationRun, build_teachers
 
 
 class DistillationTrainer(Trainer):
@@ -121,12 +129,11 @@ class DistillationTrainer(Trainer):
         self._passed_losses = None if losses is None else list(losses)
         self.losses = args.build_losses() if losses is None else self._passed_losses
         self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self._passed_losses or ()]
-        if args.n_gpu > 1:
-            raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
-        if args.balance_losses and self._shards_itself:
-            raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
+        check_parallelism(args, self._shards_itself)
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
         check_losses(self.losses, bool(models), holds_cached_logits(self.train_dataset))
+        rows = [] if is_stream(self.train_dataset) else self.train_dataset
+        decide_problem_types(self, models, rows, self._collate)
         self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
         if self._has_threshold:
@@ -142,9 +149,16 @@ class DistillationTrainer(Trainer):
 
     # ---- The time in which student and teacher are set up to be read ----
 
-    def train(self, *args, **kwargs):
-        """Trainer's `train`; the student is handed back as it came, also if training ends in an exception."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trainer's `train`; the student is handed back as it came, also if training ends in an exception.
+
+        Raises:
+            ValueError: If the checkpoint is not one of this training: of other losses, layers or sizes, or of none.
+        """
+        self._checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        args = (resume_from_checkpoint, *args)
         if not self.losses:
+            check_plain_checkpoint(self._checkpoint)
             return super().train(*args, **kwargs)
         try:
             with contextlib.ExitStack() as self._runs:
@@ -170,27 +184,29 @@ class DistillationTrainer(Trainer):
             self._start_run(self.model)
 
     def _start_run(self, student: PreTrainedModel) -> None:
-        if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
-            raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        self._runs.callback(setattr, self, "data_collator", self.data_collator)
+        self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
         # args may have changed since the trainer was made (hyperparameter_search)
         self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
         check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
         models = [teacher.model for teacher in self.teachers]
+        data = DataRecord.from_rows(self.train_dataset, self.data_name)
+        count = PROJECTION_ROWS if any(loss.projects for loss in self.losses) else 1
+        first_rows, self.train_dataset = read_first_rows(self.train_dataset, count)
+        decide_problem_types(self, models, first_rows, self._collate)
         self.teachers = build_teachers(student, models, self.losses, self.args)
         self._batch_mean = BatchMean(self.accelerator)  # which each trial replaces
-        self._runs.callback(setattr, self, "data_collator", self.data_collator)
-        self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
         if holds_cached_logits(self.train_dataset):
             self.data_collator = pad_logits(self.data_collator, prediction_head_of(student))
-        data = DataRecord.from_rows(self.train_dataset, self.data_name)
         batch_size = self.get_total_train_batch_size(self.args)
         stage = describe_stage(self.losses, self.teachers, self.args, data, self.augmentation, batch_size)
+        check_same_training(self._checkpoint, student, stage)
         self._runs.enter_context(recorded(student.config, stage))
         run = DistillationRun(
             student, self.teachers, self.losses, self.args, self.accelerator, self._batch_mean, self._projections
         )
         self._run = self._runs.enter_context(run)
-        self.train_dataset = run.start(self.train_dataset, self._collate)
+        self.train_dataset = run.start(self.train_dataset, first_rows, self._collate)
         self._projections = run.companions.projections
 
     @property
@@ -207,12 +223,9 @@ class DistillationTrainer(Trainer):
         config = self._student.config  # each attempt of auto_find_batch_size begins here, with another batch size
         stage = replace(last_stage(config), batch_size=self.get_total_train_batch_size(self.args))
         replace_last_stage(config, stage)
-        self._run.objective.restart()
+        self._run.restart()
         if not self._shards_itself:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            missing = [parameter for parameter in self._run.companions.parameters() if id(parameter) not in held]
-            # into a group of the user's, so that the user's scheduler knows its learning rate
-            optimizer.param_groups[0]["params"].extend(missing)
+            self._run.companions.join_optimizer(optimizer)
         return optimizer
 
     # ---- The loss ----
@@ -223,6 +236,13 @@ class DistillationTrainer(Trainer):
         if self.losses:
             self._batch_mean.count(batch_samples, device)
         return batch_samples, num_items_in_batch
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Trainer's; before the optimizer steps, losses and gradients of the accumulated batch have to be finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._run is not None and self.accelerator.sync_gradients:
+            self._run.finite.check(self._student, self.state.global_step + 1)
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
@@ -256,21 +276,11 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.losses:
-            columns = [TEACHER_LOGITS, TEACHER_ROW, *self._teacher_columns]
-            self._signature_columns += [name for name in columns if name not in self._signature_columns]
-
-    @property
-    def _teacher_columns(self) -> set[str]:
-        # the encoder runs alone if no loss reads logits, and it may take more than the model names
-        models = [model for teacher in self.teachers for model in (teacher.model, teacher.model.base_model)]
-        return {name for model in models for name in forward_columns(model)}
+            columns = teacher_columns(self.teachers)
+            self._signature_columns += sorted(columns - set(self._signature_columns))
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
-        if not self.losses:
-            return inputs
-        teacher_only = {TEACHER_LOGITS, TEACHER_ROW} | self._teacher_columns - set(forward_columns(self._student))
-        return {name: value for name, value in inputs.items() if name not in teacher_only}
+        return student_inputs(inputs, self._student, self.teachers) if self.losses else inputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Trainer's, on the columns that the student takes."""
@@ -291,8 +301,8 @@ class DistillationTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._run is not None and not self._shards_itself and self.args.should_save:
-            self._run.companions.save(output_dir)
+        if self._run is not None and self.args.should_save:
+            self._run.save(output_dir, with_companions=not self._shards_itself)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._run is None:
