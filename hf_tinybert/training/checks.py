@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..activations import Activations
 from ..losses import DistillationLoss
 from ..models.checks import check_finite, check_prediction_heads, check_vocabularies, named_tensors
-from ..teachers import TEACHER_LOGITS
 from .arguments import DistillationArguments
 
 
@@ -62,11 +61,6 @@ def check_parallelism(args: DistillationArguments, shards: bool) -> None:
         raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
     if args.balance_losses and shards:
         raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
-
-
-def holds_cached_logits(dataset: Any) -> bool:
-    """Whether a data set has a column `teacher_logits`."""
-    return TEACHER_LOGITS in (getattr(dataset, "column_names", None) or ())
 
 
 def check_forgotten_teacher(args: Any) -> None:

@@ -16,6 +16,11 @@ def teacher_columns(teachers: Sequence[Teacher]) -> set[str]:
     return {TEACHER_LOGITS, TEACHER_ROW}.union(*map(forward_columns, models))
 
 
+def holds_cached_logits(dataset: Any) -> bool:
+    """Whether a data set has a column `teacher_logits`."""
+    return TEACHER_LOGITS in (getattr(dataset, "column_names", None) or ())
+
+
 def student_inputs(inputs: Mapping[str, Any], student: PreTrainedModel, teachers: Sequence[Teacher]) -> dict[str, Any]:
     """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
     teacher_only = teacher_columns(teachers) - set(forward_columns(student))

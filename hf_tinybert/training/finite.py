@@ -21,6 +21,11 @@ class _MicroBatch:
         return [name for name, value in self.losses.items() if not value.isfinite().all()]
 
 
+def is_near(losses: Mapping[str, Tensor]) -> bool:
+    """Whether losses can be read without waiting for a device."""
+    return all(value.device.type == "cpu" for value in losses.values())
+
+
 class FiniteCheck:
     """Watches the losses of each micro-batch and, once for each optimizer step, asks the device about all of them.
 
@@ -47,7 +52,7 @@ class FiniteCheck:
                 otherwise the batch is run again if need be.
         """
         micro_batch = _MicroBatch(inputs, {name: value.detach() for name, value in losses.items()}, None)
-        if all(value.device.type == "cpu" for value in losses.values()) and micro_batch.not_finite():
+        if is_near(losses) and micro_batch.not_finite():
             micro_batch.cause = cause()
         self._micro_batches.append(micro_batch)
 
@@ -64,26 +69,30 @@ class FiniteCheck:
             ValueError: If one is not finite; the message says what, and why.
         """
         micro_batches, self._micro_batches = self._micro_batches, []
-        flags = [value.isfinite().all() for batch in micro_batches for value in batch.losses.values()]
-        named = [(name, p.grad) for name, p in student.named_parameters() if p.grad is not None]
-        if named and self.accelerator.scaler is None:  # a scaler leaves steps with an overflow out by itself
-            norm = get_total_norm([gradient for _, gradient in named])
-            flags.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
-        if not flags:
+        if not micro_batches:
             return
-        failures = (~torch.stack(flags)).sum().float()
+        losses = torch.stack([~value.isfinite().all() for batch in micro_batches for value in batch.losses.values()])
+        gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        failures = torch.stack([losses.any(), self._overflow(gradients).to(losses.device)]).float()
         if self.accelerator.num_processes > 1:
             failures = self.accelerator.reduce(failures, "sum")
-        if failures == 0:
+        loss_failures, gradient_failures = failures.tolist()  # the one wait for the device
+        if not (loss_failures or gradient_failures):
             return
-        reason = self._reason(micro_batches, named)
+        reason = self._about_losses(micro_batches) if loss_failures else _about_gradients(gradients)
         student.zero_grad()
         raise ValueError(
             f"Training stopped before optimizer step {step}: {reason}. The student and its checkpoints are as step "
             f"{step - 1} left them."
         )
 
-    def _reason(self, micro_batches: list[_MicroBatch], gradients: list[tuple[str, Tensor]]) -> str:
+    def _overflow(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        if not gradients or self.accelerator.scaler is not None:  # a scaler leaves such steps out by itself
+            return torch.tensor(False)
+        norm = get_total_norm(gradients.values())
+        return ~(norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()
+
+    def _about_losses(self, micro_batches: list[_MicroBatch]) -> str:
         for batch in micro_batches:
             names = batch.not_finite()
             if not names:
@@ -95,10 +104,9 @@ class FiniteCheck:
                 else "while the teacher's values are finite (check the labels, the loss and the learning rate)"
             )
             return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not finite {because}"
-        names = [name for name, gradient in gradients if not gradient.isfinite().all()]
-        if self.accelerator.scaler is None and names:
-            return (
-                f"the gradient of '{names[0]}' is not finite although every loss is (check the loss for square roots "
-                "and quotients at 0)"
-            )
         return "a loss of another process is not finite, as its own message says"
+
+
+def _about_gradients(gradients: Mapping[str, Tensor]) -> str:
+    name = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), "another process")
+    return f"the gradient of '{name}' is not finite although every loss is (check square roots and quotients at 0)"

@@ -71,7 +71,11 @@ def read_first_rows(dataset: Any, count: int) -> tuple[list, Any]:
         raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
     if not is_stream(dataset):
         return rows, dataset
-    repeated = list(islice(iter(dataset), 1)) if isinstance(dataset, datasets.IterableDataset) else []
-    if repeated and Hasher.hash(repeated) == Hasher.hash(rows[:1]):
+    if not isinstance(dataset, datasets.IterableDataset):
+        return rows, OpenedStream(dataset, chain(rows, iterator))
+    second_pass = iter(dataset)
+    repeated = list(islice(second_pass, 1))
+    if Hasher.hash(repeated) == Hasher.hash(rows[:1]):
         return rows, dataset
-    return rows, OpenedStream(dataset, chain(rows, repeated, iterator))
+    # the second pass has read ahead, and the generator that both share would end with it
+    return rows, OpenedStream(dataset, chain(rows, repeated, iterator, second_pass))

@@ -14,7 +14,7 @@ from transformers.trainer_utils import has_length
 
 from ..activations import Activations
 from ..layer_mapping import map_layers
-from ..lineage import last_stage, replace_last_stage
+from ..lineage import last_stage, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns
@@ -173,6 +173,11 @@ class DistillationRun:
             hidden = next(state for state in states if state is not None)
             tokens += hidden[real].numel() // hidden.shape[-1]
 
+    def resume(self, checkpoint: str) -> None:
+        """Take lineage and balance of the losses from a checkpoint."""
+        resume(self.student.config, checkpoint)
+        self.objective.factors = last_stage(self.student.config).factors
+
     def save(self, checkpoint: str, with_companions: bool) -> None:
         """Write into a checkpoint which training it is of and, if they are not in it already, the companions."""
         save_stage(last_stage(self.student.config), checkpoint)
@@ -181,8 +186,10 @@ class DistillationRun:
 
     # ---- A step ----
 
-    def restart(self) -> None:
-        """Forget what is left of an accumulated batch, as an attempt with another batch size begins."""
+    def restart(self, batch_size: int) -> None:
+        """Record the batch size of an attempt to train, and forget what an earlier attempt left unfinished."""
+        config = self.student.config
+        replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
         self.objective.restart()
         self.finite.restart()
 

@@ -3,28 +3,21 @@
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
+from ..lineage import DataRecord, recorded
 from ..losses import DistillationLoss
 from ..models.prediction_heads import prediction_head_of
 from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
 from ..teachers import Teacher, load_teachers, pad_logits
 from .batch_mean import BatchMean
-from .checks import (
-    check_forgotten_teacher,
-    check_losses,
-    check_parallelism,
-    distillation_arguments,
-    holds_cached_logits,
-)
-from .columns import student_inputs, teacher_columns
+from .checks import check_forgotten_teacher, check_losses, check_parallelism, distillation_arguments
+from .columns import holds_cached_logits, student_inputs, teacher_columns
 from .companions import detached, is_companion
 from .first_rows import is_stream, read_first_rows
 from .objective import Objective
@@ -220,10 +213,8 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self._run is None:
             return optimizer
-        config = self._student.config  # each attempt of auto_find_batch_size begins here, with another batch size
-        stage = replace(last_stage(config), batch_size=self.get_total_train_batch_size(self.args))
-        replace_last_stage(config, stage)
-        self._run.restart()
+        # each attempt of auto_find_batch_size begins here
+        self._run.restart(self.get_total_train_batch_size(self.args))
         if not self._shards_itself:
             self._run.companions.join_optimizer(optimizer)
         return optimizer
@@ -307,8 +298,7 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._run is None:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        resume(self._student.config, resume_from_checkpoint)
-        self._run.objective.factors = last_stage(self._student.config).factors
+        self._run.resume(resume_from_checkpoint)
         if self._shards_itself:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with detached(self._student):
