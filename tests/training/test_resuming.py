@@ -132,19 +132,17 @@ def test_a_record_that_cannot_be_read_stops_nothing(tmp_path, student, teacher):
 
 
 def test_a_folder_that_is_not_there_is_trainers_error(tmp_path, student, teacher):
+    trainer = trainer_of(tmp_path / "none", student, teacher, PHASES["prediction"])
     with pytest.raises(ValueError, match="No valid checkpoint found"):
-        trainer_of(tmp_path / "none", student, teacher, PHASES["prediction"]).train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
-        trainer = trainer_of(tmp_path / "none", student, teacher, PHASES["prediction"])
         trainer.train(resume_from_checkpoint=str(tmp_path / "missing"))
 
 
 def test_the_label_loss_alone_is_a_distillation_too(tmp_path, student):
     trainer = trainer_of(tmp_path, student, None, None, losses=[TaskLoss()])
     trainer.train()
+    teacher, losses = build(BertForSequenceClassification, bert_config(4, 32), 9), [TaskLoss(), PredictionLoss()]
+    other = DistillationTrainer(student, trainer.args, pad, rows(8), teacher_model=teacher, losses=losses)
     with pytest.raises(ValueError, match=r"losses \['task'\], and this one has \['task', 'prediction'\]"):
-        teacher = build(BertForSequenceClassification, bert_config(4, 32), 9)
-        args = trainer.args
-        DistillationTrainer(
-            student, args, pad, rows(8), teacher_model=teacher, losses=[TaskLoss(), PredictionLoss()]
-        ).train(resume_from_checkpoint=True)
+        other.train(resume_from_checkpoint=True)
