@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..activations import Activations
 from ..models.checks import check_finite, non_finite
@@ -171,28 +171,12 @@ class Ensemble:
         cached = any(teacher.cache is not None for teacher in self.teachers)
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
 
-    def lower(self, dtype: torch.dtype) -> list[Callable[[], None]]:
-        """Bring the teachers that run to `dtype`.
-
-        Returns:
-            For each of them that changed, a function that gives it back the weights that it had. They wait on the CPU.
-        """
+    def lower(self, dtype: torch.dtype) -> bool:
+        """Bring the teachers that run to `dtype` while they are read; returns whether that changed any."""
         changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
-        return [_lower(teacher.model, dtype) for teacher in changed]
-
-
-def _lower(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    parameters = [(parameter, parameter.detach().cpu()) for parameter in model.parameters()]
-    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
-    model.to(dtype)
-
-    def restore() -> None:
-        for parameter, value in parameters:
-            parameter.data = value.to(parameter.device)
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer)
-
-    return restore
+        for teacher in changed:
+            teacher.lower(dtype)
+        return bool(changed)
 
 
 def checked(activations: list[Activations]) -> list[Activations]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..activations import Activations
 from ..losses import DistillationLoss
 from ..models.checks import check_finite, check_prediction_heads, check_vocabularies, named_tensors
+from ..models.sources import transformers_model
 from .arguments import DistillationArguments
 
 
@@ -84,8 +85,8 @@ def check_compatible(student: PreTrainedModel, teacher: PreTrainedModel, losses:
     """
     reads = frozenset().union(*(loss.reads for loss in losses))
     for role, model in (("student", student), ("teacher", teacher)):
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(f"The {role} must be a transformers PreTrainedModel, not {type(model).__name__}.")
+        if transformers_model(model, role) is not model:
+            raise TypeError(f"The {role} is a {type(model).__name__}: pass the transformers model in it.")
         for flag in ("output_attentions", "output_hidden_states"):
             if getattr(model.config, flag, False):
                 raise ValueError(

@@ -16,6 +16,7 @@ from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
 from ..teachers import Teacher, load_teachers, pad_logits
 from .batch_mean import BatchMean
+from .between_steps import BetweenSteps
 from .checks import check_forgotten_teacher, check_losses, check_parallelism, distillation_arguments
 from .columns import holds_cached_logits, student_inputs, teacher_columns
 from .companions import detached, is_companion
@@ -36,9 +37,10 @@ class DistillationTrainer(Trainer):
     as `{name}_loss`. Evaluation and prediction are Trainer's own and run the student alone.
 
     Projections to the teacher's width start at the least-squares fit on the first training rows (256 rows or 8,192
-    tokens). They live in the student only while `train` runs, and each checkpoint has a file for them. The same holds
-    for the parameters of losses. The student's configuration records what it was trained on (`hf_tinybert.lineage`),
-    and its model card shows the record.
+    tokens). They live in the student only within a training step, and each checkpoint has a file for them. The same
+    holds for the parameters of losses. Callbacks, evaluation and whoever saves the student meet the plain student. At
+    the end student and teachers are handed back as they came. The student's configuration records what it was trained
+    on (`hf_tinybert.lineage`), and its model card shows the record.
 
     With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses the student. A push that fails
     during training is a warning, because the push at the end holds everything. No file holds `hub_token`.
@@ -149,15 +151,14 @@ class DistillationTrainer(Trainer):
             ValueError: If the checkpoint is not one of this training: of other losses, layers or sizes, or of none.
         """
         self._checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        args = (resume_from_checkpoint, *args)
         if not self.losses:
             check_plain_checkpoint(self._checkpoint)
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         try:
             with contextlib.ExitStack() as self._runs:
                 if self.model_init is None:
                     self._start_run(self.model)
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._runs = self._run = None
 
@@ -199,8 +200,14 @@ class DistillationTrainer(Trainer):
             student, self.teachers, self.losses, self.args, self.accelerator, self._batch_mean, self._projections
         )
         self._run = self._runs.enter_context(run)
+        self._runs.enter_context(BetweenSteps(run, self.log).ahead_of(self.callback_handler.callbacks))
         self.train_dataset = run.start(self.train_dataset, first_rows, self._collate)
         self._projections = run.companions.projections
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        """What trains beside the student while `train` runs, by name: projections, and losses with parameters."""
+        return {} if self._run is None else self._run.companions.modules
 
     @property
     def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
@@ -210,11 +217,11 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         """Trainer's; projections and losses' parameters also join an optimizer that was made before them."""
-        optimizer = super().create_optimizer(model)
         if self._run is None:
-            return optimizer
-        # each attempt of auto_find_batch_size begins here
-        self._run.restart(self.get_total_train_batch_size(self.args))
+            return super().create_optimizer(model)
+        self._run.companions.join(self._run.student)
+        optimizer = super().create_optimizer(model)
+        self._run.restart(self.get_total_train_batch_size(self.args))  # also of an attempt of auto_find_batch_size
         if not self._shards_itself:
             self._run.companions.join_optimizer(optimizer)
         return optimizer
@@ -229,19 +236,22 @@ class DistillationTrainer(Trainer):
         return batch_samples, num_items_in_batch
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Trainer's; before the optimizer steps, losses and gradients of the accumulated batch have to be finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._run is not None and self.accelerator.sync_gradients:
-            self._run.finite.check(self._student, self.state.global_step + 1)
-        return loss
+        """Trainer's, in which the student is set up to be read and losses and gradients have to be finite."""
+        if self._run is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with self._run.step():
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.accelerator.sync_gradients:
+                self._run.finite.check(self._student, self.state.global_step + 1)
+            return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
-        if self._run is None or not model.training:
+        """Σ λ_i·L_i in a training step; Trainer's own loss otherwise."""
+        if self._run is None or not self._run.in_step:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._run.check_inputs(inputs, self.train_dataset)
         forward = partial(self._student_forward, model, self._student_inputs(inputs), num_items_in_batch)
-        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps, self.log)
+        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps)
         return (loss, outputs) if return_outputs else loss
 
     def _student_forward(self, model: nn.Module, inputs, num_items_in_batch, extra: dict[str, Any], labels: bool):
@@ -274,8 +284,9 @@ class DistillationTrainer(Trainer):
         return student_inputs(inputs, self._student, self.teachers) if self.losses else inputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Trainer's, on the columns that the student takes."""
-        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        """Trainer's, on the columns that the student takes; without padding if training is."""
+        with contextlib.nullcontext() if self._run is None else self._run.prediction_step():
+            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     # ---- Checkpoints: the student as it is, its companions beside it ----
 
@@ -293,21 +304,12 @@ class DistillationTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self._run is not None and self.args.should_save:
-            self._run.save(output_dir, with_companions=not self._shards_itself)
+            self._run.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._run is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._run.resume(resume_from_checkpoint)
-        if self._shards_itself:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        with detached(self._student):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._run.companions.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
-            super()._load_best_model()
+        if self._run is not None:
+            self._run.resume(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # ---- The Hub ----
 
