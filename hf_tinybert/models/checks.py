@@ -93,12 +93,19 @@ def check_finite(teacher: Activations) -> None:
     Raises:
         ValueError: If an activation holds NaN or infinity; the message names it.
     """
-    for name, tensor in named_tensors(teacher):
+    if (name := non_finite(teacher)) is not None:
+        raise ValueError(
+            f"The teacher's {name} holds NaN or infinity: check its weights, its dtype (float16 overflows where "
+            "bfloat16 does not) and that its tokenizer made these inputs."
+        )
+
+
+def non_finite(activations: Activations) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if all are finite."""
+    for name, tensor in named_tensors(activations):
         if torch.isnan(tensor).any() or torch.isposinf(tensor).any():  # −inf is a mask
-            raise ValueError(
-                f"The teacher's {name} holds NaN or infinity: check its weights, its dtype (float16 overflows where "
-                "bfloat16 does not) and that its tokenizer made these inputs."
-            )
+            return name
+    return None
 
 
 def named_tensors(activations: Activations) -> list[tuple[str, Tensor]]:

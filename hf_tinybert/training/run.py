@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 
 from ..activations import Activations
@@ -28,8 +28,10 @@ from .arguments import DistillationArguments
 from .batch_mean import BatchMean
 from .checks import check_activations, check_columns, check_compatible, check_mask
 from .companions import Companions, is_companion
+from .finite import FiniteCheck
 from .objective import LayersRead, Lesson, Objective, Pair
 from .projections import Projections, build_projections
+from .resuming import save_stage
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
@@ -104,6 +106,7 @@ class DistillationRun:
             args.device,
         )
         self.companions = Companions.of_losses(losses, projections)
+        self.finite = FiniteCheck(accelerator, lambda inputs: self.teachers.teach(inputs).non_finite())
         # sharded modules cannot be taken apart, so that the companions stay in them
         self._shards = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         self.in_step = False
@@ -123,11 +126,15 @@ class DistillationRun:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def start(self, dataset: Any, collate: Collator) -> Any:
+    def start(self, dataset: Any, first_rows: Sequence[dict], collate: Collator) -> Any:
         """Fit the projections, and cache the teachers' activations.
+
+        The batches of both are made smaller if memory runs out, without regard to `auto_find_batch_size`: their size
+        changes nothing but rounding.
 
         Args:
             dataset: The training data.
+            first_rows: Its first `PROJECTION_ROWS` rows, if there are as many.
             collate: Rows → a batch on the device, as training will see it.
 
         Returns:
@@ -136,7 +143,7 @@ class DistillationRun:
         if self.companions.projections is None:
             self.companions.projections = build_projections(self.losses, self.student, self.teachers.teachers)
             if self.companions.projections is not None:
-                self.companions.projections.fit(self._first_states(dataset, collate))
+                self._fit_projections(first_rows, collate)
         if self._shards:
             self.companions.join(self.student)
         if not self.args.teacher_cache_gb:
@@ -144,6 +151,12 @@ class DistillationRun:
         return self.teachers.cache_activations(
             dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
         )
+
+    def save(self, folder: str) -> None:
+        """Write into a checkpoint what `resume` needs, and which training it is of."""
+        save_stage(last_stage(self.student.config), folder)
+        if not self._shards:
+            self.companions.save(folder)
 
     def resume(self, folder: str) -> None:
         """Go on as the run of a checkpoint did, apart from the student's weights, which Trainer loads.
@@ -162,18 +175,26 @@ class DistillationRun:
         by_steps = args.max_steps > 0 and has_length(dataset)
         return args.max_steps * batch / len(dataset) if by_steps else args.num_train_epochs
 
+    def _fit_projections(self, rows: Sequence[dict], collate: Collator) -> None:
+        def fit(batch_size: int) -> None:
+            self.companions.projections.fit(self._first_states(rows, collate, batch_size))
+
+        find_executable_batch_size(fit, starting_batch_size=self.args.per_device_train_batch_size)()
+
     @torch.no_grad()
-    def _first_states(self, dataset: Any, collate: Collator) -> Iterator[tuple[Any, list[Activations], Any]]:
+    def _first_states(
+        self, rows: Sequence[dict], collate: Collator, batch_size: int
+    ) -> Iterator[tuple[Any, list[Activations], Any]]:
         """Hidden states of student and teachers on the first training rows, as `Projections.fit` takes them.
 
         Every process reads the same rows, so that any number of processes starts from the same projections.
         """
         student, tokens = self.student, 0
-        rows = (dataset[i] for i in range(len(dataset))) if has_length(dataset) else iter(dataset)
-        rows = islice(rows, PROJECTION_ROWS)
         student.eval()
-        while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
-            inputs = collate(batch)
+        for start in range(0, len(rows), batch_size):
+            if tokens >= PROJECTION_TOKENS:
+                return
+            inputs = collate(rows[start : start + batch_size])
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
             with self.student_capture.enabled():
@@ -184,6 +205,13 @@ class DistillationRun:
             tokens += hidden[real].numel() // hidden.shape[-1]
 
     # ---- A step ----
+
+    def restart(self, batch_size: int) -> None:
+        """Record the batch size of an attempt to train, and forget what an earlier attempt left unfinished."""
+        config = self.student.config
+        replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
+        self.objective.restart()
+        self.finite.restart()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -247,6 +275,7 @@ class DistillationRun:
             lesson = self._lower_teachers(inputs, lesson, student, outputs)
             self._first_step = False
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
+        self.finite.watch(inputs, values, teaching.non_finite)
         if self.args.balance_losses and not self.objective.factors:
             self._balance(values)
         return self.objective.total(values, step, max_steps), outputs
@@ -292,42 +321,3 @@ class DistillationRun:
         self.objective.balance(values, parameters, self.batch_mean.over_processes)
         stage = last_stage(self.student.config)
         replace_last_stage(self.student.config, stage.balanced(self.objective.factors))
-
-
-class BetweenSteps(TrainerCallback):
-    """Keeps the student plain outside of its training steps. It has to come before all other callbacks.
-
-    Args:
-        run: The run.
-        log: The trainer's log.
-    """
-
-    def __init__(self, run: DistillationRun, log: Callable[[dict[str, float]], None]):
-        self.run, self._log = run, log
-
-    @contextlib.contextmanager
-    def ahead_of(self, callbacks: list[TrainerCallback]) -> Iterator[None]:
-        """Come before the other callbacks of a trainer until the end."""
-        callbacks.insert(0, self)
-        try:
-            yield
-        finally:
-            callbacks.remove(self)
-
-    def _leave(self, args, state, control, **kwargs) -> None:
-        self.run.leave_plain()
-
-    on_train_begin = _leave  # the optimizer and DDP have been made
-    on_substep_end = _leave
-    on_pre_optimizer_step = _leave  # gradients have been clipped
-
-    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Trainer zeroes the gradients of the plain student alone."""
-        for parameter in self.run.companions.parameters():
-            parameter.grad = None
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """What the first step noted is logged once the student is plain, as callbacks see every log."""
-        if self.run.dtype_errors:
-            errors, self.run.dtype_errors = self.run.dtype_errors, {}
-            self._log(errors)
