@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .prediction_heads import prediction_head_of
+from .families import subclasses
+from .prediction_heads import PredictionHead, prediction_head_of
 
 if TYPE_CHECKING:
     import onnxruntime
+
+HEAD = "hf_tinybert.prediction_head"  # in the metadata of a graph
 
 
 def _inputs(config: PretrainedConfig, names: Sequence[str], *shape: int) -> dict[str, Tensor]:
@@ -55,6 +58,7 @@ def trace(twin: PreTrainedModel, names: Sequence[str], path: Path) -> None:
             output_names=list(outputs),
             verbose=False,
         )
+    program.model.metadata_props[HEAD] = prediction_head_of(twin).name
     program.save(path)
 
 
@@ -70,6 +74,29 @@ def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
 def run_session(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     """The outputs of a graph, in its order."""
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
+
+
+def prediction_head_of_graph(session: "onnxruntime.InferenceSession") -> PredictionHead:
+    """The kind of prediction head of the model that `trace` wrote.
+
+    Raises:
+        ValueError: If the graph was written by something else.
+    """
+    name = session.get_modelmeta().custom_metadata_map.get(HEAD)
+    kind = next((kind for kind in subclasses(PredictionHead) if kind.name == name), None)
+    if kind is None:
+        raise ValueError("model.onnx does not tell its kind of prediction head: write it again with export_onnx.")
+    return kind()
+
+
+def graph_forward(session: "onnxruntime.InferenceSession") -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """A graph as a function from inputs to named outputs."""
+    names = [value.name for value in session.get_outputs()]
+
+    def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(names, map(torch.from_numpy, run_session(session, inputs)), strict=True))
+
+    return forward
 
 
 def check_parity(twin: PreTrainedModel, path: Path, tolerance: float) -> None:
