@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .prediction_heads import MaskedTokens, PredictionHead
+from .row_checks import take_rows
 
 ROWS, BATCH = 256, 16
 MASK_EVERY = 7  # of the tokens of a masked language model, as in its training
@@ -59,7 +59,9 @@ def comparison_rows(
     if calibration_dataset is None:
         rows = _random_rows(config, choices="choices" in head.input_axes)
     else:
-        rows = _passed_rows(calibration_dataset, names)
+        rows = take_rows(calibration_dataset, ["input_ids", "attention_mask", *names], ROWS)
+        if not rows or not all(row.get("input_ids") for row in rows):
+            raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with an input_ids.")
     nested = isinstance(rows[0]["input_ids"][0], Sequence)
     rows.sort(key=lambda row: max(map(len, row["input_ids"])) if nested else len(row["input_ids"]))
     batches = [
@@ -73,21 +75,6 @@ def comparison_rows(
         ]
     batches = [{name: batch[name] for name in names} for batch in batches]
     return ComparisonRows(batches, masks, len(rows), real=calibration_dataset is not None)
-
-
-def _passed_rows(dataset: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, list]]:
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        chosen = np.linspace(0, len(dataset) - 1, min(ROWS, len(dataset))).round().astype(int)
-        dataset = (dataset[int(number)] for number in chosen)
-    columns = dict.fromkeys(["input_ids", "attention_mask", *names])
-    rows = [{name: _as_list(row[name]) for name in columns if name in row} for row in islice(dataset, ROWS)]
-    if not rows or not all(row.get("input_ids") for row in rows):
-        raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with a non-empty input_ids.")
-    return rows
-
-
-def _as_list(values: Any) -> list:
-    return values.tolist() if hasattr(values, "tolist") else [*values]
 
 
 def _random_rows(config: PreTrainedConfig, choices: bool) -> list[dict[str, list]]:

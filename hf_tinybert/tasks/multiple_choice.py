@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from .base import Task, select_columns
+from .column_checks import check_column, check_texts
 from .metrics import Accuracy
 
 
@@ -81,10 +82,16 @@ class MultipleChoice(Task):
         super().check(data)
         for split, rows in data.items():
             where = f"{self.name}/{split}"
+            check_texts(rows, self.endings, where, levels=int(len(self.endings) == 1))
+            check_column(rows, self.label, where)
             counts = {len(endings) for endings in self._endings(rows[:])}
             if len(counts) > 1:
                 raise ValueError(f"{where} has rows of {sorted(counts)} endings: all need the same number.")
             count = max(counts)
+            if count == 0:
+                raise ValueError(
+                    f"{where} has rows without endings in {[*self.endings]}: give the endings to choose from."
+                )
             if unknown := sorted(set(rows.unique(self.label)) - set(range(count)), key=str):
                 raise ValueError(
                     f"{where} has the labels {unknown}: give the number of the right ending, 0 to {count - 1}."
