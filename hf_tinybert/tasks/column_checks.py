@@ -1,4 +1,4 @@
-"""Whether the columns of a data set hold what a task reads, in every row: checked by column, without a loop over rows."""
+"""Whether the columns of a data set hold what a task reads in every row: checked by column, not row by row."""
 
 from collections.abc import Callable, Iterable
 

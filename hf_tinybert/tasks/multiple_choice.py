@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
+import pyarrow as pa
 from transformers import (
     AutoModelForMultipleChoice,
     DataCollatorForMultipleChoice,
@@ -83,7 +84,7 @@ class MultipleChoice(Task):
         for split, rows in data.items():
             where = f"{self.name}/{split}"
             check_texts(rows, self.endings, where, levels=int(len(self.endings) == 1))
-            check_column(rows, self.label, where)
+            check_column(rows, self.label, where, _is_no_float, "the number of the right ending")
             counts = {len(endings) for endings in self._endings(rows[:])}
             if len(counts) > 1:
                 raise ValueError(f"{where} has rows of {sorted(counts)} endings: all need the same number.")
@@ -127,6 +128,10 @@ class MultipleChoice(Task):
         if len(self.endings) == 1:
             return batch[self.endings[0]]
         return list(zip(*(batch[name] for name in self.endings), strict=True))
+
+
+def _is_no_float(dtype: pa.DataType) -> bool:
+    return not pa.types.is_floating(dtype)
 
 
 SWAG = MultipleChoice(

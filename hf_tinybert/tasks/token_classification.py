@@ -78,7 +78,7 @@ class TokenClassification(Task):
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
         for split, rows in data.items():
-            check_column(rows, tags, f"split '{split}'", kind="a list of tags", levels=1)
+            check_column(rows, tags, f"split '{split}'", kind="a list of strings or of ClassLabels", levels=1)
         column = data["train"].features[tags]
         feature = column.feature if isinstance(column, datasets.List | datasets.LargeList) else None
         if isinstance(feature, datasets.Value) and "string" in feature.dtype:
@@ -112,7 +112,7 @@ class TokenClassification(Task):
         """`Task.check`, which here also raises ValueError for other tags, or not one tag for each word."""
         super().check(data)
         for split, rows in data.items():
-            check_column(rows, self.tags, f"{self.name}/{split}", kind="a list of tags", levels=1)
+            check_column(rows, self.tags, f"{self.name}/{split}", kind="a list of strings or of ClassLabels", levels=1)
             check_label_ids(rows, self.tags, self.labels, f"{self.name}/{split}")
             for start, table in blocks(rows, self.columns, every=True):
                 words, tags = (pc.list_value_length(table[name]).to_numpy() for name in self.columns)

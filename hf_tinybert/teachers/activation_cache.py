@@ -181,6 +181,7 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
     if layout is None:
         logger.warning("Teacher activations are not cached: this architecture hands out S×S scores.")
         return False
+    _check_padding(layout, forward, collate, [dataset[int(order[0])], dataset[int(order[-1])]])
     shape = int(lengths.sum()), layout.width
     if not _fits(shape, budget_gb, folder):
         return False
@@ -215,6 +216,26 @@ def _fits(shape: tuple[int, int], budget_gb: float, folder: Path) -> bool:
             f"teacher_cache_gb and the free disk allow {room / 1e9:.2f}."
         )
     return size <= room
+
+
+def _check_padding(layout: Layout, forward, collate, rows: list[dict]) -> None:
+    """Check that padding does not change the activations of the second of two rows, the shorter one.
+
+    Raises:
+        ValueError: If rows are padded on the left and the teacher counts positions from there.
+    """
+    beside = forward(collate(rows))
+    if beside.attention_mask[:, 0].all():
+        return
+    alone = forward(collate(rows[1:]))
+    for part in layout.parts:
+        padded = part.values(beside)[1][beside.attention_mask[1].bool()].float()
+        expected = part.values(alone)[0][alone.attention_mask[0].bool()].float()
+        if (padded - expected).norm() > 0.05 * expected.norm():
+            raise ValueError(
+                "Rows are padded on the left, so that the positions of their tokens, and with them the teacher's "
+                "activations, depend on the other rows of a batch: set processing_class.padding_side = 'right'."
+            )
 
 
 def check_same(cached: Activations, live: Activations) -> None:
