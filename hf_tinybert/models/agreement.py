@@ -3,7 +3,7 @@
 Nothing here knows a format: a converted model is a function from inputs to named outputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def check_agreement(
         [answers(head, forward(batch), mask) for forward in (reference, candidate)]
         for batch, mask in zip(rows.batches, rows.masks, strict=True)
     ]
-    expected, converted = (_joined(batches) for batches in zip(*pairs, strict=True))
+    expected, converted = (join_answers(batches) for batches in zip(*pairs, strict=True))
     if any(_undefined(values).any() for values in expected.values()):
         raise ValueError(f"The model gives NaN on {rows}: check its weights. {name} was not written.")
     correlates = all(values.dtype.kind == "f" for values in expected.values())
@@ -158,5 +158,6 @@ def _undefined(values: np.ndarray) -> np.ndarray:
     return np.isnan(values) if values.dtype.kind == "f" else values == NO_ANSWER
 
 
-def _joined(batches: tuple[Answers, ...]) -> Answers:
+def join_answers(batches: Sequence[Answers]) -> Answers:
+    """The answers of several batches as those of one."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
