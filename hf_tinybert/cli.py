@@ -290,8 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, required=True, help="folder to write")
     formats = ["onnx", "int8", "fp16"]
     add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
-    least = "lowest share of equal answers, or correlation of scores, that is allowed (default: 0.98, 0.99)"
-    add("--min_agreement", type=float, help=least)
+    add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")

@@ -68,16 +68,12 @@ def _engine_notes(measurements: Sequence[Measurement]) -> list[str]:
     """A warning for each model that an engine changes by more than an export allows."""
     notes, engine = [], measurements[0].engine_name
     for m in measurements:
-        correlates = "pearson" in m.agreement
-        if m.engine_agreement < (MIN_CORRELATION if correlates else MIN_AGREEMENT):
-            value = (
-                f"correlates by {m.engine_agreement:.3f} with"
-                if correlates
-                else f"gives {_percent(m.engine_agreement)} of the answers of"
-            )
+        value, correlates = m.engine_agreement, "pearson" in m.agreement
+        if value < (MIN_CORRELATION if correlates else MIN_AGREEMENT):
+            changes = f"correlates by {value:.3f} with" if correlates else f"gives {_percent(value)} of the answers of"
             notes.append(
-                f"Warning: the {m.model} in {m.engine_name} {value} the same model in {engine}. `quantize_onnx` refuses "
-                "to write such a file."
+                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. The export to this "
+                "format would be refused."
             )
     return notes
 

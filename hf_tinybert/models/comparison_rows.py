@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .prediction_heads import MaskedTokens, PredictionHead
-from .row_checks import take_rows
+from .row_checks import InputLimits, check_rows, take_rows
 
 ROWS, BATCH = 256, 16
 MASK_EVERY = 7  # of the tokens of a masked language model, as in its training
@@ -39,7 +39,7 @@ class ComparisonRows:
 def comparison_rows(
     calibration_dataset: Iterable[Mapping[str, Any]] | None,
     processing_class: PreTrainedTokenizerBase,
-    config: PreTrainedConfig,
+    limits: InputLimits,
     head: PredictionHead,
     names: Sequence[str],
 ) -> ComparisonRows:
@@ -48,20 +48,21 @@ def comparison_rows(
     Args:
         calibration_dataset: Tokenised rows; None draws random tokens.
         processing_class: The tokenizer, which pads.
-        config: The configuration of the model.
+        limits: What rows of the model may hold.
         head: The kind of its prediction head. In masked language models every seventh token is masked unless the
             rows have masks.
         names: The inputs of the model.
 
     Raises:
-        ValueError: If rows were passed and hold no tokens.
+        ValueError: If rows were passed that hold no tokens or do not fit the model.
     """
     if calibration_dataset is None:
-        rows = _random_rows(config, choices="choices" in head.input_axes)
+        rows = _random_rows(limits)
     else:
         rows = take_rows(calibration_dataset, ["input_ids", "attention_mask", *names], ROWS)
         if not rows or not all(row.get("input_ids") for row in rows):
             raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with an input_ids.")
+        check_rows(rows, limits, f"calibration_dataset (of which {ROWS} are compared)")
     nested = isinstance(rows[0]["input_ids"][0], Sequence)
     rows.sort(key=lambda row: max(map(len, row["input_ids"])) if nested else len(row["input_ids"]))
     batches = [
@@ -77,15 +78,15 @@ def comparison_rows(
     return ComparisonRows(batches, masks, len(rows), real=calibration_dataset is not None)
 
 
-def _random_rows(config: PreTrainedConfig, choices: bool) -> list[dict[str, list]]:
+def _random_rows(limits: InputLimits) -> list[dict[str, list]]:
     """Rows of 4 to 64 random tokens, the same in every call."""
     generator = np.random.default_rng(0)
-    longest = min(64, config.to_dict().get("max_position_embeddings", 512) // 2)  # RoBERTa's positions start late
+    longest, size = min(64, limits.positions or 64), limits.sizes["input_ids"]
 
     def draw() -> list[int]:
-        return generator.integers(config.vocab_size, size=generator.integers(min(4, longest), longest + 1)).tolist()
+        return generator.integers(size, size=generator.integers(min(4, longest), longest + 1)).tolist()
 
-    return [{"input_ids": [draw(), draw()] if choices else draw()} for _ in range(ROWS)]
+    return [{"input_ids": [draw(), draw()] if limits.choices else draw()} for _ in range(ROWS)]
 
 
 def _pad(

@@ -26,8 +26,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from .agreement import Forward, check_agreement
 from .comparison_rows import ROWS, ComparisonRows, comparison_rows
-from .onnx_graphs import check_parity, graph_forward, open_session, prediction_head_of_graph, trace
-from .prediction_heads import prediction_head_of
+from .onnx_graphs import check_parity, graph_forward, open_session, read_metadata, trace
+from .prediction_heads import PredictionHead, prediction_head_of
+from .row_checks import InputLimits
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,8 @@ def export_onnx(
         trace(twin, names, path)
         check_parity(twin, path, tolerance)
         if min_agreement != 0:
-            head = prediction_head_of(twin)
-            rows = comparison_rows(calibration_dataset, processing_class, twin.config, head, names)
+            head, limits = _head_and_limits(twin)
+            rows = comparison_rows(calibration_dataset, processing_class, limits, head, names)
             graph = graph_forward(open_session(path))
             check_agreement(_torch_forward(twin), graph, head, rows, path.name, min_agreement)
         if not (folder / "config.json").exists():  # it may lie there with weights of another dtype
@@ -149,9 +150,9 @@ def quantize_onnx(
         quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QUInt8)
         if min_agreement != 0:
             exact, int8 = open_session(folder / "model.onnx"), open_session(path)
-            head, names = prediction_head_of_graph(exact), [value.name for value in exact.get_inputs()]
-            tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-            rows = comparison_rows(calibration_dataset, tokenizer, config, head, names)
+            head, limits = read_metadata(exact)
+            names, tokenizer = [value.name for value in exact.get_inputs()], AutoTokenizer.from_pretrained(folder)
+            rows = comparison_rows(calibration_dataset, tokenizer, limits, head, names)
             _warn_about(rows, path.name)
             value = check_agreement(*map(graph_forward, (exact, int8)), head, rows, path.name, min_agreement)
             logger.info("%s agrees with float32 by %.4f on %s.", path.name, value, rows)
@@ -218,8 +219,8 @@ def save_half(
     _check_finite(half)
     _check_folder(folder, half.config, (*IDENTITY, "dtype"))
     if min_agreement != 0:
-        head, names = prediction_head_of(half), _input_names(half, processing_class)
-        rows = comparison_rows(calibration_dataset, processing_class, half.config, head, names)
+        (head, limits), names = _head_and_limits(half), _input_names(half, processing_class)
+        rows = comparison_rows(calibration_dataset, processing_class, limits, head, names)
         _warn_about(rows, "float16")
         reference, candidate = (
             _torch_forward(each) for each in (_twin(model).to(model.device), half.to(model.device))
@@ -244,6 +245,11 @@ def _input_names(model: PreTrainedModel, processing_class: PreTrainedTokenizerBa
     """The inputs that the tokenizer makes and the model takes."""
     accepted = inspect.signature(type(model).forward).parameters
     return [name for name in processing_class.model_input_names if name in accepted]
+
+
+def _head_and_limits(model: PreTrainedModel) -> tuple[PredictionHead, InputLimits]:
+    head = prediction_head_of(model)
+    return head, InputLimits.of_models([model], choices="choices" in head.input_axes)
 
 
 def _torch_forward(model: PreTrainedModel) -> Forward:

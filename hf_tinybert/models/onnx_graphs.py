@@ -1,9 +1,11 @@
 """ONNX graphs: traced from a model, run in ONNX Runtime, compared with torch."""
 
+import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +16,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .families import subclasses
 from .prediction_heads import PredictionHead, prediction_head_of
+from .row_checks import InputLimits
 
 if TYPE_CHECKING:
     import onnxruntime
 
-HEAD = "hf_tinybert.prediction_head"  # in the metadata of a graph
+HEAD, LIMITS = "hf_tinybert.prediction_head", "hf_tinybert.limits"  # in the metadata of a graph
 
 
 def _inputs(config: PretrainedConfig, names: Sequence[str], *shape: int) -> dict[str, Tensor]:
@@ -58,7 +61,8 @@ def trace(twin: PreTrainedModel, names: Sequence[str], path: Path) -> None:
             output_names=list(outputs),
             verbose=False,
         )
-    program.model.metadata_props[HEAD] = prediction_head_of(twin).name
+    limits = InputLimits.of_models([twin], choices="choices" in axes)
+    program.model.metadata_props |= {HEAD: prediction_head_of(twin).name, LIMITS: json.dumps(asdict(limits))}
     program.save(path)
 
 
@@ -76,17 +80,17 @@ def run_session(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Te
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
 
-def prediction_head_of_graph(session: "onnxruntime.InferenceSession") -> PredictionHead:
-    """The kind of prediction head of the model that `trace` wrote.
+def read_metadata(session: "onnxruntime.InferenceSession") -> tuple[PredictionHead, InputLimits]:
+    """The kind of prediction head of the model that `trace` wrote, and what its rows may hold.
 
     Raises:
         ValueError: If the graph was written by something else.
     """
-    name = session.get_modelmeta().custom_metadata_map.get(HEAD)
-    kind = next((kind for kind in subclasses(PredictionHead) if kind.name == name), None)
+    metadata = session.get_modelmeta().custom_metadata_map
+    kind = next((kind for kind in subclasses(PredictionHead) if kind.name == metadata.get(HEAD)), None)
     if kind is None:
         raise ValueError("model.onnx does not tell its kind of prediction head: write it again with export_onnx.")
-    return kind()
+    return kind(), InputLimits(**json.loads(metadata[LIMITS]))
 
 
 def graph_forward(session: "onnxruntime.InferenceSession") -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:

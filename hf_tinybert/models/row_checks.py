@@ -156,10 +156,11 @@ def take_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str], count: in
         names: The columns; those that a row lacks are left out.
         count: The number of rows; None takes all.
     """
+    chosen: Iterable[Mapping[str, Any]] = islice(rows, count)
     if count is not None and hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
-        chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        rows = (rows[int(number)] for number in chosen)
-    return [{name: _as_list(row[name]) for name in names if name in row} for row in islice(rows, count)]
+        numbers = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        chosen = (rows[number] for number in numbers.tolist())
+    return [{name: _as_list(row[name]) for name in names if name in row} for row in chosen]
 
 
 def _as_list(values: Any) -> Any:
