@@ -62,7 +62,8 @@ def comparison_rows(
         rows = take_rows(calibration_dataset, ["input_ids", "attention_mask", *names], ROWS)
         if not rows or not all(row.get("input_ids") for row in rows):
             raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with an input_ids.")
-        check_rows(rows, limits, f"calibration_dataset (of which {ROWS} are compared)")
+        more = len(rows) == ROWS
+        check_rows(rows, limits, f"the {ROWS} rows taken of calibration_dataset" if more else "calibration_dataset")
     nested = isinstance(rows[0]["input_ids"][0], Sequence)
     rows.sort(key=lambda row: max(map(len, row["input_ids"])) if nested else len(row["input_ids"]))
     batches = [

@@ -62,7 +62,7 @@ def trace(twin: PreTrainedModel, names: Sequence[str], path: Path) -> None:
             verbose=False,
         )
     limits = InputLimits.of_models([twin], choices="choices" in axes)
-    program.model.metadata_props |= {HEAD: prediction_head_of(twin).name, LIMITS: json.dumps(asdict(limits))}
+    program.model.metadata_props.update({HEAD: prediction_head_of(twin).name, LIMITS: json.dumps(asdict(limits))})
     program.save(path)
 
 

@@ -135,7 +135,7 @@ def test_nan_is_no_answer(tokenizer):
     broken.classifier.bias.data[0] = float("nan")
     rows, head = rows_of("classes", model, tokenizer), prediction_head_of(model)
     assert (rows.count, rows.real) == (256, False)
-    with pytest.raises(ValueError, match="float16 gives 0.0% of its answers"):
+    with pytest.raises(ValueError, match=r"float16 gives 0\.0% of its answers"):
         check_agreement(forward_of(model), forward_of(broken), head, rows, "float16")
     with pytest.raises(ValueError, match="The model gives NaN on 256 rows"):
         check_agreement(forward_of(broken), forward_of(broken), head, rows, "float16")

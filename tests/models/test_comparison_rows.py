@@ -74,7 +74,7 @@ def test_every_seventh_token_is_masked_unless_rows_have_masks(rows_of):
         (
             [{"input_ids": [5, 60]}],
             BertForSequenceClassification,
-            "Row 0 of calibration_dataset.*'input_ids' holds 60",
+            "Row 0 of calib.*'input_ids' holds 60",
         ),
         ([{"input_ids": [5] * 65}], BertForSequenceClassification, "has 65 tokens, more than the 64 positions"),
         ([{"input_ids": [[5], [6]]}, {"input_ids": [[5]]}], BertForMultipleChoice, r"\[1, 2\] choices"),
