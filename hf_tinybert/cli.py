@@ -50,6 +50,7 @@ Every verb also takes --config FILE.yaml, whose keys are the flags; flags on the
 hf-tinybert VERB --help explains a verb."""
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError, ImportError)
 Options = argparse.Namespace
+FORMATS = ("onnx", "int8", "fp16")
 
 
 # ---- Verbs ----
@@ -135,8 +136,8 @@ def report(options: Options) -> None:
 
 
 def export(options: Options) -> None:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, and compare the answers of each with the model's, on 256
-    rows of the validation split if there is data, otherwise on random tokens."""
+    """Write a model as ONNX, int8 ONNX and fp16 safetensors, whose answers have to be those of the model, on rows of the
+    validation split if there are data, otherwise on random tokens."""
     model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
     folder, least, rows, written = options.output_dir, options.min_agreement, None, []
     if options.task or options.data:
@@ -282,14 +283,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--student", required=True, help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
     add("--batch_size", type=int, default=32, help="rows of a forward pass (default: 32)")
-    add(
-        "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
-    )
+    engines = ["torch", "onnx", "onnx_int8"]
+    add("--engines", nargs="+", default=engines, help="of torch, onnx, onnx_int8 (default: all)")
     add = _add_verb(verbs, export, _data_flags()).add_argument
     add("model", help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
-    formats = ["onnx", "int8", "fp16"]
-    add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
+    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="formats to write (default: all)")
     add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
