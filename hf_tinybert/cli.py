@@ -136,8 +136,8 @@ def report(options: Options) -> None:
 
 
 def export(options: Options) -> None:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, whose answers have to be those of the model, on rows of the
-    validation split if there are data, otherwise on random tokens."""
+    """Write a model as ONNX, int8 ONNX and fp16 safetensors whose answers have to be the model's, on rows of the
+    validation split if there is data, otherwise on random tokens."""
     model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
     folder, least, rows, written = options.output_dir, options.min_agreement, None, []
     if options.task or options.data:
