@@ -50,6 +50,7 @@ Every verb also takes --config FILE.yaml, whose keys are the flags; flags on the
 hf-tinybert VERB --help explains a verb."""
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError, ImportError)
 Options = argparse.Namespace
+FORMATS = ("onnx", "int8", "fp16")
 
 
 # ---- Verbs ----
@@ -135,15 +136,19 @@ def report(options: Options) -> None:
 
 
 def export(options: Options) -> None:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, and check each against the model."""
+    """Write a model as ONNX, int8 ONNX and fp16 safetensors whose answers have to be the model's, on rows of the
+    validation split if there is data, otherwise on random tokens."""
     model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
-    written = []
+    folder, least, rows, written = options.output_dir, options.min_agreement, None, []
+    if options.task or options.data:
+        task, data = _task(options)
+        rows = task.tokenize(data[task.validation[0]], tokenizer)
     if {"onnx", "int8"} & set(options.formats):
-        written.append(export_onnx(model, tokenizer, options.output_dir))
+        written.append(export_onnx(model, tokenizer, folder, calibration_dataset=rows, min_agreement=least))
     if "int8" in options.formats:
-        written.append(quantize_onnx(options.output_dir))
+        written.append(quantize_onnx(folder, rows, least))
     if "fp16" in options.formats:
-        written.append(save_half(model, tokenizer, options.output_dir / "fp16"))
+        written.append(save_half(model, tokenizer, folder / "fp16", rows, least))
     print("\n".join(map(str, written)))
 
 
@@ -278,14 +283,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--student", required=True, help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
     add("--batch_size", type=int, default=32, help="rows of a forward pass (default: 32)")
-    add(
-        "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
-    )
-    add = _add_verb(verbs, export).add_argument
+    engines = ["torch", "onnx", "onnx_int8"]
+    add("--engines", nargs="+", default=engines, help="of torch, onnx, onnx_int8 (default: all)")
+    add = _add_verb(verbs, export, _data_flags()).add_argument
     add("model", help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
-    formats = ["onnx", "int8", "fp16"]
-    add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
+    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="formats to write (default: all)")
+    add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")

@@ -79,7 +79,11 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     assert {"latency.png", "similarity.png", "attention.png"} <= {path.name for path in (folder / "report").iterdir()}
     capsys.readouterr()
 
-    assert run("export", "run/student", "--output_dir", "onnx", "--formats", "int8", "fp16") == 0
+    export = ("export", "run/student", *DATA, "--output_dir", "onnx", "--formats", "int8", "fp16")
+    assert run(*export, "--min_agreement", 1.1) == 1
+    assert "on 24 rows of calibration_dataset: less than min_agreement=1.1" in capsys.readouterr().err
+    assert not [*(folder / "onnx").glob("*.onnx"), *(folder / "onnx").glob("*.json")]
+    assert run(*export, "--min_agreement", 0.5) == 0
     for path in capsys.readouterr().out.split():
         assert (folder / path).exists()
     onnxruntime.InferenceSession(folder / "onnx/model_int8.onnx")

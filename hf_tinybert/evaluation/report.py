@@ -122,6 +122,7 @@ class StudentReport:
                     megabytes=run.bytes / 1e6,
                     latency_ms={"p50": p50, "p95": p95},
                     throughput=len(rows) / outputs.seconds[index],
+                    engine_agreement=outputs.engine_agreement[index],
                 )
             )
         return cls(measurements, len(rows), rows.token_counts, batch_size, resamples, _machine(teacher, engines))
@@ -192,6 +193,10 @@ def _check(
         raise ValueError(
             f"The report needs tokenised rows with {list(teacher_head.label_names)}; there are {len(dataset)} with "
             f"{dataset.column_names}: rename_column('label', 'labels'), and take a split that is labelled."
+        )
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"processing_class is {type(processing_class).__name__}: pass the tokenizer, which pads the rows."
         )
     taken = {*input_columns(teacher), *input_columns(student)} & {*processing_class.model_input_names}
     if set(engines) != {"torch"} and (missing := taken - {*dataset.column_names}):

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase
 
 from .base import ExampleScorer, Task
+from .column_checks import check_answers
 
 OUTSIDE = (-1, -1)  # the offsets of a token at which no answer begins or ends
 ANSWERS = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
@@ -61,6 +62,12 @@ class QuestionAnswering(Task):
     def augmented(self) -> tuple[str, ...]:
         """The context alone. `tokenize` finds an answer that is still in it by its text."""
         return self.text[1:]
+
+    def check(self, data: datasets.DatasetDict) -> None:
+        """`Task.check`, which here also raises ValueError for answers of another form."""
+        super().check(data)
+        for split, rows in data.items():
+            check_answers(rows, "answers", f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The windows of all questions, unpadded.

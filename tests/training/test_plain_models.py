@@ -186,6 +186,8 @@ def test_student_and_teacher_are_handed_back_as_they_came(tmp_path, student, tea
         pytest.skip("nothing to raise")
     student.eval()
     teacher.train().bert.embeddings.requires_grad_(False)
+    for model in (student, teacher):
+        model.config.problem_type = "single_label_classification"  # which training decides otherwise
     plain = [looks(model) | details(model) for model in (student, teacher)]
     callbacks = [] if inside or error is None else [Stops(error)]
     handle = student.classifier.register_forward_hook(_raising(error)) if inside else None
