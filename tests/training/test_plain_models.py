@@ -161,6 +161,7 @@ def test_what_callbacks_do_with_the_student_changes_no_step(tmp_path, student, t
     assert acting.count == 3
 
 
+@pytest.mark.slow
 def test_export_in_a_callback(tmp_path, student, teacher):
     def export(callback, model):
         assert export_onnx(model, word_tokenizer(tmp_path), tmp_path / "onnx").is_file()
