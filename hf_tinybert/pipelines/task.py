@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.utils import logging
 
 from ..lineage import Lineage, ModelRecord
 from ..losses import TaskLoss
@@ -18,9 +19,12 @@ from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
+from .early_stopping import EarlyStopping
 from .phase import FINE_TUNING, INTERMEDIATE, PREDICTION, Phase, model_names
 from .runs import TrainingData, claim, initialisation, train_once
 from .scoring import evaluate_task
+
+logger = logging.get_logger(__name__)
 
 HUB = ("push_to_hub", "hub_")
 PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
@@ -38,6 +42,7 @@ def task_distillation(
     fine_tuning: Mapping[str, Any] | None = None,
     intermediate: Mapping[str, Any] | None = None,
     prediction: Mapping[str, Any] | None = None,
+    early_stopping: EarlyStopping | None = None,
     **arguments,
 ) -> dict[str, Any]:
     """Distil a teacher into a student for one task: the second stage of TinyBERT (Jiao et al., 2020, section 3.2).
@@ -70,12 +75,15 @@ def task_distillation(
             - `augmented`: False trains the phase on the plain rows.
         prediction: The same of the prediction phase, which selects and saves the student. The default loss is
             "prediction".
+        early_stopping: When the prediction phase stops before its last epoch, by its score on the first validation
+            split; default never.
         arguments: `DistillationArguments` of all three trainings, except those of the Hub, which are of the prediction
             phase alone (`hub_model_id`: default the name of `output_dir`).
 
     Returns:
         `teacher`, `student` and `student_last`: the metrics on each validation split (`teachers`: of every teacher);
-        `parameters`; `rows`, the number of training rows; `seconds` of each training. Also in `results.json`.
+        `parameters` and `megabytes` of teacher and student; `rows`, the number of training rows; `seconds` of each
+        training. Also in `results.json`.
 
     Raises:
         ValueError: If a teacher has other labels than the task, if the prediction phase has no epochs, or if
@@ -87,6 +95,8 @@ def task_distillation(
     columns = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     output_dir = Path(output_dir)
     phases = _Phases.build(task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {})
+    if early_stopping is not None:
+        phases = replace(phases, prediction=replace(phases.prediction, early_stopping=early_stopping))
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) > 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -110,12 +120,17 @@ def task_distillation(
         **({"teachers": scores} if len(scores) > 1 else {}),
         **run.student_scores(model),
         "parameters": {"teacher": models[0].num_parameters(), "student": model.num_parameters()},
+        "megabytes": {"teacher": _megabytes(models[0]), "student": _megabytes(model)},
         "rows": len(augmented.rows),
         "seconds": run.seconds,
     }
     if PartialState().is_main_process:
         finished.write_text(json.dumps(results, indent=1))
     return results
+
+
+def _megabytes(model: PreTrainedModel) -> float:
+    return round(model.get_memory_footprint() / 1e6, 1)
 
 
 def _data_settings(task: Task, data: datasets.DatasetDict) -> dict[str, Any]:
@@ -171,6 +186,8 @@ class _Phases:
                 "teacher": phase.teachers,
                 "augmented": phase.augmented,
             }
+            if phase.early_stopping is not None:
+                recorded[phase.name]["early_stopping"] = asdict(phase.early_stopping)
         return recorded
 
 
@@ -204,6 +221,7 @@ class _TaskRun:
         cls, task: Task, data: datasets.DatasetDict, phases: _Phases, tokenizer: PreTrainedTokenizerBase
     ) -> "_TaskRun":
         """Tokenise the data."""
+        logger.info("Tokenising " + ", ".join(f"{len(rows)} rows of {split}" for split, rows in data.items()) + ".")
         with PartialState().main_process_first():
             tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
         selecting = task.validation[0]
@@ -224,6 +242,7 @@ class _TaskRun:
             set_seed(phase.seed)
             model, untrained = self.task.load_model(name)
             if untrained:
+                logger.info(f"'{name}' has no prediction head for {self.task.name}: it is fine-tuned first.")
                 Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
                 folder = phase.folder if number == 1 else phase.folder.with_name(f"{phase.folder.name}_{number}")
                 model, state = train_once(model, replace(phase, folder=folder), self.training_data)
@@ -245,10 +264,13 @@ class _TaskRun:
         set_seed(phases.prediction.seed)
         if not isinstance(student, Mapping):
             return self.task.load_model(student)[0]
+        init = initialisation(init, phases.intermediate, phases.prediction)
+        if init == "teacher":
+            logger.info(f"Initialising the student from the teacher on {min(calibration_rows, len(rows))} rows.")
         return create_student(
             teacher,
             **student,
-            init=initialisation(init, phases.intermediate, phases.prediction),
+            init=init,
             calibration_dataset=rows.select(range(min(calibration_rows, len(rows)))),
             processing_class=self.training_data.tokenizer,
         )
