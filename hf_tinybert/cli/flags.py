@@ -19,19 +19,16 @@ def data_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=TASKS, help="a task whose columns, labels and metrics are known")
-    files = (
-        "CSV, TSV, JSON lines, Parquet or Arrow file, a folder of them, or a Hub id; with --task, a folder with one "
-    )
-    add("--data", help=files + "folder for each task (default: the Hub's)")
+    files = "CSV, TSV, JSON lines, Parquet or Arrow file, a folder of them, or a Hub id; with --task, a folder with "
+    add("--data", help=files + "one folder for each task (default: the Hub's)")
     kinds = "without --task: text is classification or regression, qa has answers as SQuAD does (default: text)"
     add("--kind", choices=KINDS, default="text", help=kinds)
     texts = "columns of text (default: text; tokens; question context; for kind choice: context)"
     add("--text", nargs="+", metavar="COLUMN", help=texts)
     labels = "column of labels (default: label; ner_tags; answers); floating-point labels are regression"
     add("--label", metavar="COLUMN", help=labels)
-    add(
-        "--choices", nargs="+", metavar="COLUMN", help="columns of one choice each, or one of lists (default: choices)"
-    )
+    choices = "for kind choice: columns of one choice each, or one of lists (default: choices)"
+    add("--choices", nargs="+", metavar="COLUMN", help=choices)
     splits = "split, or file, that scores and selects the model (default: validation, or a tenth of the training rows)"
     add("--validation", metavar="SPLIT", help=splits)
     add("--subset", help="configuration of a data set of the Hub")
@@ -62,9 +59,8 @@ def student_flags() -> argparse.ArgumentParser:
     phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
     patience = "evaluations of the prediction phase without a better score after which it stops (default: never)"
     phases("--early_stopping_patience", type=int, metavar="N", help=patience)
-    phases(
-        "--early_stopping_threshold", type=float, default=0.0, metavar="X", help="what counts as better (default: 0)"
-    )
+    better = "what a better score must exceed the best one by (default: 0)"
+    phases("--early_stopping_threshold", type=float, default=0.0, metavar="X", help=better)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A user's data as a task and its splits: files, folders and data sets of the Hub, with a held-out validation split."""
+"""A user's data as a task and its splits: files, folders and data sets of the Hub, with held-out rows."""
 
 import json
 from collections.abc import Hashable, Sequence
@@ -178,9 +178,7 @@ def hold_out(data: datasets.DatasetDict, label: str | None = None, seed: int = 0
     chosen = held_out_rows(classes, count, seed)
     if not chosen:
         raise ValueError(f"Every row has another '{label}': name the column of the labels.")
-    logger.info(
-        f"There is no validation split: {len(chosen)} of {len(rows)} training rows are held out (seed {seed})."
-    )
+    logger.info(f"No validation split: {len(chosen)} of {len(rows)} training rows are held out (seed {seed}).")
     training = sorted({*range(len(rows))} - {*chosen})
     return datasets.DatasetDict({**data, "train": rows.select(training), "validation": rows.select(chosen)})
 

@@ -99,9 +99,8 @@ class Phase:
     @property
     def title(self) -> str:
         """What people call it: "Fine-tuning", "Intermediate phase"."""
-        return self.name.replace("_", "-").capitalize() + (
-            " phase" if self.name in ("intermediate", "prediction") else ""
-        )
+        title = self.name.replace("_", "-").capitalize()
+        return f"{title} phase" if self.name in ("intermediate", "prediction") else title
 
     @property
     def reads(self) -> frozenset[str]:

@@ -94,9 +94,9 @@ def task_distillation(
         task.check_labels(name)
     columns = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     output_dir = Path(output_dir)
-    phases = _Phases.build(task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {})
-    if early_stopping is not None:
-        phases = replace(phases, prediction=replace(phases.prediction, early_stopping=early_stopping))
+    phases = _Phases.build(
+        task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {}, early_stopping
+    )
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) > 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -119,8 +119,7 @@ def task_distillation(
         "teacher": scores[0],
         **({"teachers": scores} if len(scores) > 1 else {}),
         **run.student_scores(model),
-        "parameters": {"teacher": models[0].num_parameters(), "student": model.num_parameters()},
-        "megabytes": {"teacher": _megabytes(models[0]), "student": _megabytes(model)},
+        **_sizes(models[0], model),
         "rows": len(augmented.rows),
         "seconds": run.seconds,
     }
@@ -129,8 +128,12 @@ def task_distillation(
     return results
 
 
-def _megabytes(model: PreTrainedModel) -> float:
-    return round(model.get_memory_footprint() / 1e6, 1)
+def _sizes(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, dict[str, float]]:
+    models = {"teacher": teacher, "student": student}
+    return {
+        "parameters": {name: model.num_parameters() for name, model in models.items()},
+        "megabytes": {name: round(model.get_memory_footprint() / 1e6, 1) for name, model in models.items()},
+    }
 
 
 def _data_settings(task: Task, data: datasets.DatasetDict) -> dict[str, Any]:
@@ -155,6 +158,7 @@ class _Phases:
         fine_tuning: Mapping[str, Any],
         intermediate: Mapping[str, Any],
         prediction: Mapping[str, Any],
+        early_stopping: EarlyStopping | None,
     ) -> "_Phases":
         """The phases of the user's arguments: those of all phases, and those of each."""
         if "losses" in arguments:
@@ -171,6 +175,8 @@ class _Phases:
             _distilling("intermediate", folder / "intermediate", INTERMEDIATE | needed, {**shared, **intermediate}),
             _distilling("prediction", folder / "student", PREDICTION | needed, {**shared, **prediction}),
         )
+        if early_stopping is not None:
+            phases = replace(phases, prediction=replace(phases.prediction, early_stopping=early_stopping))
         if phases.prediction.is_skipped:
             raise ValueError("The prediction phase selects and saves the student: give it num_train_epochs above 0.")
         return phases

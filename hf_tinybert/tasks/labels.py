@@ -36,10 +36,9 @@ def as_class_label_lists(data: datasets.DatasetDict, column: str) -> datasets.Da
         for split, labels in values.items():
             if unknown := sorted(labels - set(names), key=str):
                 raise ValueError(f"Split '{split}' has the labels {unknown} in '{column}', which train has not.")
+    plain = datasets.Value("string" if "string" in dtype else "int64")
     # shuffled rows are slices of one row each, which a cast takes minutes for
-    data = data.flatten_indices().cast_column(
-        column, datasets.List(datasets.Value("string" if "string" in dtype else "int64"))
-    )
+    data = data.flatten_indices().cast_column(column, datasets.List(plain))
     return data.cast_column(column, datasets.List(datasets.ClassLabel(names=names)))
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction, Pre
 
 from .base import Task, as_class_labels, check_label_ids, select_columns
 from .labels import align_labels, as_class_label_lists
-from .metrics import METRICS, F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
+from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
 
 FLOATS = ("float16", "float32", "float64")
 

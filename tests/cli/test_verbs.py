@@ -17,8 +17,7 @@ from transformers import (
     BertModel,
 )
 
-from hf_tinybert import cli
-from hf_tinybert.cli import main
+from hf_tinybert.cli import main, verbs
 from hf_tinybert.version import __version__
 
 SIZE = ("--size", 2, 16, 32, 4)
@@ -110,7 +109,7 @@ def test_report_of_a_question_answering_student(folder, capsys):
 
 def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "task_distillation", lambda *args, **options: seen.append((args[2:], options)))
+    monkeypatch.setattr(verbs, "task_distillation", lambda *args, **options: seen.append((args[2:], options)))
     settings = """
         teacher: teacher
         data: data
@@ -206,7 +205,7 @@ def test_help_teaches(capsys, verb):
         run(verb, "--help")
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert getattr(cli, verb).__doc__.split()[0] in printed
+    assert getattr(verbs, verb).__doc__.split()[0] in printed
     assert "--config" in printed
     assert ("--calibration_rows" in printed) == ("--padding_free" in printed) == (verb in ("distill", "doctor"))
     assert "--adam_beta1" not in printed  # one of Trainer's hundred
