@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
 from .early_stopping import EarlyStopping
-from .phase import FINE_TUNING, INTERMEDIATE, PREDICTION, Phase, model_names
+from .phase import Phase, model_names
 from .runs import TrainingData, claim, initialisation, train_once
 from .scoring import evaluate_task
+from .task_phases import TaskPhases
 
 logger = logging.get_logger(__name__)
-
-HUB = ("push_to_hub", "hub_")
-PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
 
 
 def task_distillation(
@@ -94,7 +92,7 @@ def task_distillation(
         task.check_labels(name)
     columns = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     output_dir = Path(output_dir)
-    phases = _Phases.build(
+    phases = TaskPhases.build(
         task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {}, early_stopping
     )
     settings = {
@@ -115,17 +113,15 @@ def task_distillation(
     model = run.student(student, init, calibration_rows, models[0])
     augmented = run.augmented(augmentation, columns) if augmentation else run.training_data
     model = run.distil(model, models, augmented)
-    results = {
-        "teacher": scores[0],
-        **({"teachers": scores} if len(scores) > 1 else {}),
-        **run.student_scores(model),
-        **_sizes(models[0], model),
-        "rows": len(augmented.rows),
-        "seconds": run.seconds,
-    }
+    results = _teacher_scores(scores) | run.student_scores(model) | _sizes(models[0], model)
+    results |= {"rows": len(augmented.rows), "seconds": run.seconds}
     if PartialState().is_main_process:
         finished.write_text(json.dumps(results, indent=1))
     return results
+
+
+def _teacher_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"teacher": scores[0]} | ({"teachers": scores} if len(scores) > 1 else {})
 
 
 def _sizes(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, dict[str, float]]:
@@ -139,69 +135,6 @@ def _sizes(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, dict
 def _data_settings(task: Task, data: datasets.DatasetDict) -> dict[str, Any]:
     """What `settings.json` records of the data: of each split the number of rows, the first one and the last one."""
     return {"task": task.name, "rows": {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}}
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """The three trainings of a run."""
-
-    fine_tuning: Phase
-    intermediate: Phase
-    prediction: Phase
-
-    @classmethod
-    def build(
-        cls,
-        task: Task,
-        folder: Path,
-        arguments: Mapping[str, Any],
-        fine_tuning: Mapping[str, Any],
-        intermediate: Mapping[str, Any],
-        prediction: Mapping[str, Any],
-        early_stopping: EarlyStopping | None,
-    ) -> "_Phases":
-        """The phases of the user's arguments: those of all phases, and those of each."""
-        if "losses" in arguments:
-            raise ValueError("losses belong to a phase: pass intermediate={'losses': [...]} or prediction={...}.")
-        hub = {name: value for name, value in arguments.items() if name.startswith(HUB)}
-        shared = {name: value for name, value in arguments.items() if name not in hub}
-        if hub:
-            prediction = {"hub_model_id": folder.name, **hub, **prediction}
-        needed = task.evaluation_arguments
-        teacher = Phase("fine_tuning", folder / "teacher", {**FINE_TUNING, **needed, **shared, **fine_tuning})
-        DistillationArguments(str(teacher.folder), **teacher.arguments)  # raises before anything is trained
-        phases = cls(
-            teacher,
-            _distilling("intermediate", folder / "intermediate", INTERMEDIATE | needed, {**shared, **intermediate}),
-            _distilling("prediction", folder / "student", PREDICTION | needed, {**shared, **prediction}),
-        )
-        if early_stopping is not None:
-            phases = replace(phases, prediction=replace(phases.prediction, early_stopping=early_stopping))
-        if phases.prediction.is_skipped:
-            raise ValueError("The prediction phase selects and saves the student: give it num_train_epochs above 0.")
-        return phases
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What `settings.json` records."""
-        recorded = {self.fine_tuning.name: self.fine_tuning.arguments}
-        for phase in (self.intermediate, self.prediction):
-            recorded[phase.name] = {
-                **phase.arguments,
-                "losses": phase.loss_settings,
-                "teacher": phase.teachers,
-                "augmented": phase.augmented,
-            }
-            if phase.early_stopping is not None:
-                recorded[phase.name]["early_stopping"] = asdict(phase.early_stopping)
-        return recorded
-
-
-def _distilling(name: str, folder: Path, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Phase:
-    """A phase that distils, by the user's arguments over its defaults."""
-    arguments = {key: value for key, value in {**defaults, **chosen}.items() if key not in PHASE_KEYS}
-    augmented = chosen.get("augmented", True)
-    return Phase.build(name, folder, arguments, chosen.get("losses"), chosen.get("teacher"), augmented)
 
 
 @dataclass
@@ -218,13 +151,13 @@ class _TaskRun:
 
     task: Task
     data: datasets.DatasetDict
-    phases: _Phases
+    phases: TaskPhases
     training_data: TrainingData
     states: dict[str, list[TrainerState]] = field(default_factory=dict)
 
     @classmethod
     def start(
-        cls, task: Task, data: datasets.DatasetDict, phases: _Phases, tokenizer: PreTrainedTokenizerBase
+        cls, task: Task, data: datasets.DatasetDict, phases: TaskPhases, tokenizer: PreTrainedTokenizerBase
     ) -> "_TaskRun":
         """Tokenise the data."""
         logger.info("Tokenising " + ", ".join(f"{len(rows)} rows of {split}" for split, rows in data.items()) + ".")
