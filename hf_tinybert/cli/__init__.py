@@ -21,14 +21,14 @@ from .terminal import Outcome, is_first_process, running
 from .verbs import augment, distill, doctor, evaluate, export, push, report
 
 EXAMPLES = """examples:
-  hf-tinybert doctor   --task sst2 --teacher bert-base-uncased
-  hf-tinybert distill  --task sst2 --teacher bert-base-uncased --output_dir runs/sst2 --bf16
-  hf-tinybert distill  --data reviews.csv --text review --label stars --metric macro_f1 --teacher runs/classifier \\
+  hf-tinybert doctor --task sst2 --teacher bert-base-uncased
+  hf-tinybert distill --task sst2 --teacher bert-base-uncased --output_dir runs/sst2 --bf16
+  hf-tinybert distill --data reviews.csv --text review --label stars --metric macro_f1 --teacher runs/classifier \\
       --output_dir runs/reviews --intermediate num_train_epochs=3 --early_stopping_patience 2
   hf-tinybert evaluate runs/reviews/student --data reviews.csv --text review --label stars --json
-  hf-tinybert report   --task sst2 --teacher runs/sst2/teacher --student runs/sst2/student --output_dir runs/report
-  hf-tinybert export   runs/sst2/student --output_dir runs/onnx
-  hf-tinybert push     runs/sst2/student --to user/tinybert-sst2 --private
+  hf-tinybert report --task sst2 --teacher runs/sst2/teacher --student runs/sst2/student --output_dir runs/report
+  hf-tinybert export runs/sst2/student --output_dir runs/onnx
+  hf-tinybert push runs/sst2/student --to user/tinybert-sst2 --private
 
 Every verb also takes --config FILE.yaml, whose keys are the flags; flags on the command line win over the file.
 hf-tinybert VERB --help explains a verb."""

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from time import monotonic
@@ -47,12 +47,13 @@ class LogFile:
     Args:
         stream: The stream to write to.
         between_lines: The fewest seconds between two lines of a bar.
+        clock: Returns the seconds.
     """
 
-    def __init__(self, stream: TextIO, between_lines: float = BETWEEN_LINES):
-        self.stream, self.between_lines = stream, between_lines
+    def __init__(self, stream: TextIO, between_lines: float = BETWEEN_LINES, clock: Callable[[], float] = monotonic):
+        self.stream, self.between_lines, self.clock = stream, between_lines, clock
         self.line = ""
-        self.written = monotonic()
+        self.written = clock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -62,7 +63,7 @@ class LogFile:
         *lines, self.line = (self.line + text).split("\n")
         for line in lines:
             self._write_line(line)
-        if "\r" in self.line and monotonic() - self.written >= self.between_lines:
+        if "\r" in self.line and self.clock() - self.written >= self.between_lines:
             self._write_line(self.line)
             self.line = "\r"
         return len(text)
@@ -72,7 +73,7 @@ class LogFile:
         if drawn or "\r" not in line:  # a bar that is removed is overwritten by spaces
             self.stream.write(f"{drawn}\n")
             self.stream.flush()
-            self.written = monotonic()
+            self.written = self.clock()
 
     def finish(self) -> None:
         """Write what is left."""

@@ -173,7 +173,7 @@ def hold_out(data: datasets.DatasetDict, label: str | None = None, seed: int = 0
         )
     classes = [()] * len(rows)
     if label in rows.column_names:
-        classes = [_classes(value) for value in rows[label]]
+        classes = [_classes(value) for value in rows[label][:]]
     count = min(max(len(rows) // HELD_OUT_SHARE, FEWEST_HELD_OUT), MOST_HELD_OUT, len(rows) // 2)
     chosen = held_out_rows(classes, count, seed)
     if not chosen:

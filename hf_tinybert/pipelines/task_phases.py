@@ -49,6 +49,7 @@ class TaskPhases:
             _distilling("prediction", folder / "student", PREDICTION | needed, {**shared, **prediction}),
         )
         if early_stopping is not None:
+            _check_early_stopping(phases.prediction)
             phases = replace(phases, prediction=replace(phases.prediction, early_stopping=early_stopping))
         if phases.prediction.is_skipped:
             raise ValueError("The prediction phase selects and saves the student: give it num_train_epochs above 0.")
@@ -68,6 +69,15 @@ class TaskPhases:
             if phase.early_stopping is not None:
                 recorded[phase.name]["early_stopping"] = asdict(phase.early_stopping)
         return recorded
+
+
+def _check_early_stopping(phase: Phase) -> None:
+    args = DistillationArguments(str(phase.folder), **phase.arguments)
+    if args.eval_strategy == "no" or not args.load_best_model_at_end:
+        raise ValueError(
+            "Early stopping needs the scores of the prediction phase: leave out eval_strategy='no' and "
+            "load_best_model_at_end=False."
+        )
 
 
 def _distilling(name: str, folder: Path, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Phase:

@@ -26,7 +26,7 @@ def as_class_label_lists(data: datasets.DatasetDict, column: str) -> datasets.Da
     dtype = str(getattr(inner, "dtype", inner))
     if not isinstance(inner, datasets.Value) or not ("string" in dtype or "int" in dtype):
         raise ValueError(f"'{column}' holds lists of {dtype}: give lists of strings, integers or ClassLabels.")
-    values = {split: {value for row in rows[column] for value in row or ()} for split, rows in data.items()}
+    values = {split: {value for row in rows[column][:] for value in row or ()} for split, rows in data.items()}
     if not values["train"] or None in values["train"]:
         raise ValueError(f"'{column}' has empty lists alone, or values that are missing, in the split 'train'.")
     if "int" in dtype:
@@ -63,7 +63,7 @@ def align_labels(data: datasets.DatasetDict, column: str, labels: Sequence[str])
         return data
     used = set()
     for rows in data.values():
-        used |= {value for row in rows[column] for value in row} if lists else set(rows.unique(column))
+        used |= {value for row in rows[column][:] for value in row} if lists else set(rows.unique(column))
     used &= set(range(len(names)))
     ids = _ids({names[index] for index in used}, labels)
     if ids is None:
