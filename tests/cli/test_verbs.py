@@ -121,6 +121,7 @@ def test_a_csv_file_with_text_labels(reviews, folder, capsys):
     assert max(map(len, table)) <= 80
     student = AutoModelForSequenceClassification.from_pretrained("run/student")
     assert student.config.id2label == {0: "good", 1: "bad"}
+    capsys.readouterr()
 
     assert run("evaluate", "teacher", *CSV, "--validation", "train", "--quiet", "--json") == 0
     printed = capsys.readouterr()
@@ -245,7 +246,7 @@ def test_doctor(folder, capsys):
         (("evaluate", "teacher", *DATA, "--metric", "pearson"), "choose of accuracy, f1, macro_f1"),
         (("evaluate", "teacher", "--data", "reviews.csv"), "no file or folder 'reviews.csv'"),
         (("evaluate", "teacher", "--data", "data"), "only ['review', 'stars']"),
-        (("distill", *DATA, "--teacher", "missing/teacher", "--output_dir", "run"), "missing/teacher"),
+        (("distill", *DATA, "--teacher", "/nowhere/teacher", "--output_dir", "run"), "/nowhere/teacher"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(folder, capsys, flags, says):
