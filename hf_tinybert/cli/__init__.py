@@ -57,11 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
     )
-    add = _add_verb(verbs, export).add_argument
+    add = _add_verb(verbs, export, data_flags()).add_argument
     add("model", help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
     formats = ["onnx", "int8", "fp16"]
     add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
+    add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")

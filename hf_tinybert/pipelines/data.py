@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
 from ..tasks import MultipleChoice, QuestionAnswering, Task, TextClassification, TokenClassification, read_squad
+from ..tasks.column_checks import check_column
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +21,8 @@ KINDS: dict[str, type[Task]] = {
     "qa": QuestionAnswering,
     "choice": MultipleChoice,
 }
+TEXTS = {"text": ["text"], "tokens": ["tokens"], "qa": ["question", "context"], "choice": ["context"]}
+LABELS = {"text": "label", "tokens": "ner_tags", "qa": "answers", "choice": "label"}
 FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "arrow")
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 50, 2000  # one row in ten
 FEWEST_ROWS = 20
@@ -59,27 +62,34 @@ def load_task(
         ValueError, OSError: If the data cannot be read, or not as this kind of task; the message names file, split,
             row or column.
     """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(KINDS)}.")
     file = Path(validation) if validation is not None and Path(validation).is_file() else None
     data = read_splits(source, subset, file)
     split = "validation" if validation is None or file is not None else str(validation)
-    label = label or {"tokens": "ner_tags", "qa": "answers"}.get(kind, "label")
+    text, label = text or TEXTS[kind], label or LABELS[kind]
+    classes = [] if kind == "qa" else [label]
+    present = next(iter(data.values())).column_names
+    if missing := [column for column in (*text, label) if column not in present]:
+        raise ValueError(
+            f"'{source}' has no column {missing}, only {present}: name the columns of text (--text) and of the labels "
+            "(--label)."
+        )
+    for part, rows in data.items():
+        for column in {*text, *classes} & {*rows.column_names} if part in ("train", split) else ():
+            check_column(rows, column, f"'{source}', split {part}")  # its row numbers: holding out makes other ones
     if validation is None and split not in data:
-        data = hold_out(data, None if kind == "qa" else label)
+        data = hold_out(data, *classes)
     lengths = {} if max_length is None else {"max_length": max_length}
     match kind:
         case "text":
-            task, data = TextClassification.from_dataset(data, text or ["text"], label, split, max_length, labels)
+            task, data = TextClassification.from_dataset(data, text, label, split, max_length, labels)
         case "tokens":
-            (column,) = text or ["tokens"]
-            task, data = TokenClassification.from_dataset(data, column, label, split, labels=labels, **lengths)
+            task, data = TokenClassification.from_dataset(data, text[0], label, split, labels=labels, **lengths)
         case "qa":
-            task, data = QuestionAnswering.from_dataset(data, text or ["question", "context"], label, split, **lengths)
+            task, data = QuestionAnswering.from_dataset(data, text, label, split, **lengths)
         case "choice":
-            task, data = MultipleChoice.from_dataset(
-                data, text or ["context"], choices or ["choices"], label, split, **lengths
-            )
-        case _:
-            raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(KINDS)}.")
+            task, data = MultipleChoice.from_dataset(data, text, choices or ["choices"], label, split, **lengths)
     name = Path(source).name.split(".")[0] if Path(source).exists() else str(source)
     return replace(task, name=name), data
 

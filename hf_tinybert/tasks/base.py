@@ -1,16 +1,18 @@
 """What every task is: columns of text and labels, the prediction head, tokenisation, collation and metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+from huggingface_hub.errors import HFValidationError
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.checks import check_label_names
 from ..models.loading import from_pretrained, load_config
+from .column_checks import check_texts
 
 
 class ExampleScorer:
@@ -48,6 +50,7 @@ class Task:
         config: The configuration of the data on the Hub.
         auto_class: The class that loads a model with a head for the task.
         evaluation_arguments: Arguments of Trainer that `scorer` needs.
+        text_levels: 0 if a column of text holds strings, 1 if it holds lists of strings.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Task:
 
     auto_class: ClassVar[type]
     evaluation_arguments: ClassVar[dict[str, Any]] = {}
+    text_levels: ClassVar[int] = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,6 +132,7 @@ class Task:
 
         Raises:
             ValueError: If a split, a column or a label is missing or not the task's.
+            FileNotFoundError: If there is no such data, here or on the Hub.
         """
         source = source or self.source
         if source is None:
@@ -142,13 +147,13 @@ class Task:
                 raise ValueError(f"{local} has no {missing}.parquet, only {sorted(p.name for p in local.iterdir())}.")
             data = datasets.load_dataset("parquet", data_files=files)
         else:
-            data = datasets.load_dataset(str(source), self.config)
+            data = _from_hub(str(source), self.config)
         data = datasets.DatasetDict({split: data[split] for split in splits})
         self.check(data)
         return data
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """Check that no split is empty or lacks a column; subclasses check the labels too.
+        """Check that no split is empty, lacks a column or has rows without a text; subclasses check the labels too.
 
         Raises:
             ValueError: If one is or does.
@@ -158,6 +163,7 @@ class Task:
             if missing or not len(rows):
                 where = f"{self.name}/{split}"
                 raise ValueError(f"{where} needs rows with {[*self.columns]}; it lacks {missing or 'rows'}.")
+            check_texts(rows, self.text, f"{self.name}/{split}", self.text_levels)
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The tokens and labels of `rows`, unpadded. `datasets` caches them."""
@@ -203,14 +209,30 @@ class Task:
         return values | {"score": float(np.mean([values[name] for name in self.selected_by]))}
 
 
+def _from_hub(name: str, config: str | None) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(name, config)
+    except (FileNotFoundError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"Cannot load '{name}', neither a folder here nor from the Hub: {reason}") from error
+
+
 def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: Sequence[str]) -> datasets.DatasetDict:
     """These columns of these splits.
 
     Raises:
+        TypeError: If the data is not a `DatasetDict` of data sets.
         ValueError: If a split or a column is missing.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"The data is {type(data).__name__}: pass a DatasetDict, as data.train_test_split(0.1) makes.")
     if missing := [split for split in splits if split not in data]:
         raise ValueError(f"The data has no split {missing}, only {list(data)}: name one with validation=.")
+    if wrong := [split for split in splits if not isinstance(data[split], datasets.Dataset)]:
+        kind = type(data[wrong[0]]).__name__
+        raise TypeError(
+            f"Split '{wrong[0]}' is {kind}: make a data set of it, for example by Dataset.from_list(rows)."
+        )
     present = data["train"].column_names
     if missing := [name for name in columns if name not in present]:
         raise ValueError(f"The data has no column {missing}, only {present}: name the columns of the task.")

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase
 
 from .base import ExampleScorer, Task, select_columns
+from .column_checks import check_answers
 from .squad_format import ANSWERS, answer_lists
 
 OUTSIDE = (-1, -1)  # the offsets of a token at which no answer begins or ends
@@ -108,6 +109,12 @@ class QuestionAnswering(Task):
     def augmented(self) -> tuple[str, ...]:
         """The context alone. `tokenize` finds an answer that is still in it by its text."""
         return self.text[1:]
+
+    def check(self, data: datasets.DatasetDict) -> None:
+        """`Task.check`, which here also raises ValueError for answers of another form."""
+        super().check(data)
+        for split, rows in data.items():
+            check_answers(rows, "answers", f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The windows of all questions, unpadded.

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from .base import Task, as_class_labels, check_label_ids, select_columns
+from .column_checks import check_column, check_scores
 from .labels import align_labels, as_class_label_lists
 from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
 
@@ -108,8 +109,11 @@ class TextClassification(Task):
     def check(self, data: datasets.DatasetDict) -> None:
         """`Task.check`, which here also raises ValueError for labels that are not the task's."""
         super().check(data)
-        if not self.regression:
-            for split, rows in data.items():
+        for split, rows in data.items():
+            if self.regression:
+                check_scores(rows, "label", f"{self.name}/{split}")
+            else:
+                check_column(rows, "label", f"{self.name}/{split}", levels=int(self.multi_label))
                 check_label_ids(rows, "label", self.labels, f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -16,7 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..models.row_checks import blocks
 from .base import ExampleScorer, Task, check_label_ids, select_columns
+from .column_checks import check_column
 from .labels import align_labels, as_class_label_lists
 from .metrics import entities, entity_counts, entity_rates
 
@@ -37,6 +40,7 @@ class TokenClassification(Task):
     """
 
     auto_class: ClassVar[type] = AutoModelForTokenClassification
+    text_levels: ClassVar[int] = 1
     text: tuple[str, ...] = ("tokens",)
     selected_by: tuple[str, ...] | None = None
     tags: str = "ner_tags"
@@ -77,6 +81,8 @@ class TokenClassification(Task):
         """
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
+        for split, rows in data.items():
+            check_column(rows, tags, f"split '{split}'", kind="a list of strings or of ClassLabels", levels=1)
         column = data["train"].features[tags]
         feature = column.feature if isinstance(column, datasets.List | datasets.LargeList) else None
         strings = isinstance(feature, datasets.Value) and "string" in feature.dtype
@@ -109,11 +115,14 @@ class TokenClassification(Task):
         """`Task.check`, which here also raises ValueError for other tags, or not one tag for each word."""
         super().check(data)
         for split, rows in data.items():
+            check_column(rows, self.tags, f"{self.name}/{split}", kind="a list of strings or of ClassLabels", levels=1)
             check_label_ids(rows, self.tags, self.labels, f"{self.name}/{split}")
-            for index, (words, tags) in enumerate(zip(rows[self.text[0]], rows[self.tags], strict=True)):
-                if len(words) != len(tags):
+            for start, table in blocks(rows, self.columns, every=True):
+                words, tags = (pc.list_value_length(table[name]).to_numpy() for name in self.columns)
+                if len(wrong := np.flatnonzero(words != tags)):
+                    row = wrong[0]
                     raise ValueError(
-                        f"Row {index} of {self.name}/{split} has {len(words)} words and {len(tags)} tags."
+                        f"Row {start + row} of {self.name}/{split} has {words[row]} words and {tags[row]} tags."
                     )
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:

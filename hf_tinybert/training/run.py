@@ -18,6 +18,8 @@ from ..lineage import last_stage, replace_last_stage
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns
+from ..models.prediction_heads import prediction_head_of
+from ..models.row_checks import InputLimits, check_batch
 from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, freeze, normalised
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
@@ -97,6 +99,8 @@ class DistillationRun:
             args.padding_free,
         )
         self.companions = Companions.of_losses(losses, projections)
+        choices = "choices" in prediction_head_of(student).input_axes
+        self.limits = InputLimits.of_models([student, *(teacher.model for teacher in teachers)], choices)
         self._first_step = True
 
     def __enter__(self) -> "DistillationRun":
@@ -150,6 +154,7 @@ class DistillationRun:
         student.eval()
         while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
             inputs = collate(batch)
+            check_batch(inputs, self.limits)
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
             states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
@@ -164,8 +169,10 @@ class DistillationRun:
         """Check a batch before the models see it.
 
         Raises:
-            ValueError: If padding has no mask or, in the first step, if the data collator dropped a column.
+            ValueError: If a column does not fit the models, if padding has no mask or, in the first step, if the data
+                collator dropped a column.
         """
+        check_batch(inputs, self.limits, self._first_step)
         check_mask(inputs, self.student.config.pad_token_id)
         if self._first_step:
             check_columns(self.teachers.columns, dataset, inputs)

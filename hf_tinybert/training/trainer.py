@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
 from ..losses import DistillationLoss
@@ -21,6 +20,7 @@ from ..teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, load_teachers, pad_
 from .batch_mean import BatchMean
 from .checks import check_forgotten_teacher, check_losses, distillation_arguments, holds_cached_logits
 from .companions import detached, is_companion
+from .data_checks import check_data
 from .objective import Objective
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
@@ -170,8 +170,7 @@ class DistillationTrainer(Trainer):
             self._start_run(self.model)
 
     def _start_run(self, student: PreTrainedModel) -> None:
-        if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
-            raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        check_data(self, [student, *(teacher.model for teacher in self.teachers)])
         # args may have changed since the trainer was made (hyperparameter_search)
         self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
         check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
