@@ -72,6 +72,15 @@ def test_notes_and_bars_go_to_stderr_and_libraries_are_quiet(capsys):
     assert after == before
 
 
+def test_libraries_do_not_report_what_is_known():
+    with running(quiet=False):
+        assert transformers_logging.get_verbosity() == logging.ERROR
+        assert not transformers_logging.is_progress_bar_enabled()
+        for name in (None, "torch.onnx._internal.exporter._registration", "datasets.builder"):
+            assert not logging.getLogger(name).isEnabledFor(logging.WARNING)
+    assert transformers_logging.is_progress_bar_enabled()
+
+
 def test_quiet_shows_nothing(capsys):
     with running(quiet=True):
         noisy()
