@@ -1,11 +1,13 @@
 """`datasets.map` for expensive functions: in shards, shared between processes, cached on disk shard by shard."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 
 def sharded_map(
@@ -33,13 +35,35 @@ def sharded_map(
         The mapped rows, in their order.
     """
     state, count = PartialState(), max(1, -(-len(dataset) // shard_size))
+    bar = tqdm(total=len(dataset), desc=desc, unit="row", disable=not state.is_main_process)
+
+    def counted(batch: dict[str, list]) -> dict[str, list]:
+        result = function(batch)
+        bar.update(len(next(iter(batch.values()))))
+        return result
 
     def mapped_shard(index: int) -> datasets.Dataset:
         rows = dataset.shard(count, index, contiguous=True) if count > 1 else dataset
         name = hashlib.sha256(f"{rows._fingerprint} {key}".encode()).hexdigest()[:16]
-        progress = desc if count == 1 else f"{desc} {index + 1}/{count}"
-        return rows.map(function, batched=True, new_fingerprint=name, desc=progress, **map_arguments)
+        with _without_bars():
+            return rows.map(counted, batched=True, new_fingerprint=name, **map_arguments)
 
-    shards = {index: mapped_shard(index) for index in range(state.process_index, count, state.num_processes)}
-    state.wait_for_everyone()  # Then the shards of the other processes are on disk.
-    return datasets.concatenate_datasets([shards[i] if i in shards else mapped_shard(i) for i in range(count)])
+    with bar:
+        shards = {index: mapped_shard(index) for index in range(state.process_index, count, state.num_processes)}
+        state.wait_for_everyone()  # Then the shards of the other processes are on disk.
+        mapped = [shards[i] if i in shards else mapped_shard(i) for i in range(count)]
+        bar.update(len(dataset) - bar.n)  # with the rows that were on disk
+    return datasets.concatenate_datasets(mapped)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The bar of `datasets` is left out: there would be one for each shard."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -14,7 +14,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..training.arguments import DistillationArguments
 from ..training.trainer import DistillationTrainer
+from .early_stopping import add_early_stopping
 from .phase import Phase
+from .progress import name_bar
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ def train_once(
     state = phase.folder / "trainer_state.json"
     if not state.exists():
         trainer = _trainer(model, phase, data, teachers)
-        trainer.train(resume_from_checkpoint=last_checkpoint(phase.folder))
+        checkpoint = last_checkpoint(phase.folder)
+        if phase.early_stopping is not None:
+            add_early_stopping(trainer, phase.early_stopping, checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, type(model), phase.folder)
     return type(model).from_pretrained(phase.folder), TrainerState.load_from_json(str(state))
 
@@ -99,6 +104,7 @@ def _trainer(
         losses=phase.losses or None,
     )
     trainer.data_name, trainer.augmentation = data.name, data.augmentation
+    name_bar(trainer, phase.title)
     return trainer
 
 

@@ -1,7 +1,7 @@
 """What every task is: columns of text and labels, the prediction head, tokenisation, collation and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,6 +82,19 @@ class Task:
             return {}
         return {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
 
+    @classmethod
+    def head_labels(cls, name_or_path: str | Path) -> tuple[str, ...] | None:
+        """The labels of a model's head for this kind of task in the order of their ids; None if it has no such head.
+
+        Args:
+            name_or_path: A Hub id or folder.
+        """
+        config = load_config(name_or_path)
+        suffix = cls.auto_class.__name__.removeprefix("AutoModel")
+        if not any(name.endswith(suffix) for name in config.architectures or ()):
+            return None
+        return tuple(name for _, name in sorted(config.id2label.items()))
+
     def check_labels(self, name_or_path: str | Path) -> None:
         """Check that the head of a model, if it has one for this kind of task, has the labels of the task.
 
@@ -91,10 +104,8 @@ class Task:
         Raises:
             ValueError: If the labels differ.
         """
-        config = load_config(name_or_path)
-        suffix = self.auto_class.__name__.removeprefix("AutoModel")
-        if "id2label" in self.head and any(name.endswith(suffix) for name in config.architectures or ()):
-            check_label_names(self.head["id2label"], config.id2label, "task")
+        if "id2label" in self.head and (labels := self.head_labels(name_or_path)) is not None:
+            check_label_names(self.head["id2label"], dict(enumerate(labels)), "task")
 
     def load_model(self, name_or_path: str | Path) -> tuple[PreTrainedModel, bool]:
         """Load a model with a head for the task.
@@ -161,6 +172,24 @@ class Task:
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
         """The function that pads rows of `tokenize` to a batch."""
         return DataCollatorWithPadding(tokenizer)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that can select the model."""
+        raise NotImplementedError
+
+    def select_by(self, *metrics: str) -> "Task":
+        """The task whose model is selected by the mean of other metrics.
+
+        Args:
+            metrics: Some of `metric_names`.
+
+        Raises:
+            ValueError: If one of them is not.
+        """
+        if unknown := [name for name in metrics if name not in self.metric_names]:
+            raise ValueError(f"{self.name} is not scored by {unknown}: choose of {', '.join(self.metric_names)}.")
+        return replace(self, selected_by=metrics)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """For `Trainer(compute_metrics=...)`: every metric, and `score`, which selects the model."""

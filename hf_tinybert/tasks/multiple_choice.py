@@ -120,6 +120,11 @@ class MultipleChoice(Task):
         """The function that pads all choices of all rows to the same length: (B, choices, S)."""
         return DataCollatorForMultipleChoice(tokenizer)
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Accuracy."""
+        return (Accuracy.name,)
+
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy, also as `score`."""
         return self.scored(Accuracy.scores(prediction.predictions.argmax(-1), prediction.label_ids))

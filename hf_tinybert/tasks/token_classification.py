@@ -20,6 +20,7 @@ from transformers import (
 from ..models.row_checks import blocks
 from .base import ExampleScorer, Task, check_label_ids, select_columns
 from .column_checks import check_column
+from .labels import align_labels, as_class_label_lists
 from .metrics import entities, entity_counts, entity_rates
 
 CHUNKS = ("B-", "I-", "E-", "L-", "S-", "U-")
@@ -57,6 +58,7 @@ class TokenClassification(Task):
         tags: str = "ner_tags",
         validation: str | Sequence[str] = "validation",
         max_length: int = 512,
+        labels: Sequence[str] | None = None,
     ) -> tuple["TokenClassification", datasets.DatasetDict]:
         """The task of any data set.
 
@@ -68,12 +70,14 @@ class TokenClassification(Task):
             tags: The column of tags.
             validation: The name, or names, of the validation splits.
             max_length: Tokens of a row, at most.
+            labels: The names of the tags in the order of their ids, such as those of a trained teacher
+                (`head_labels`), to which the tags of the rows are matched; default those of the rows.
 
         Returns:
             The task and its rows, in the columns of the task.
 
         Raises:
-            ValueError: If a split or a column is missing, or the tags have no names.
+            ValueError: If a split or a column is missing, or the tags have no names or others than `labels`.
         """
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
@@ -81,14 +85,13 @@ class TokenClassification(Task):
             check_column(rows, tags, f"split '{split}'", kind="a list of strings or of ClassLabels", levels=1)
         column = data["train"].features[tags]
         feature = column.feature if isinstance(column, datasets.List | datasets.LargeList) else None
-        if isinstance(feature, datasets.Value) and "string" in feature.dtype:
-            feature = datasets.ClassLabel(names=sorted({tag for row in data["train"][tags] for tag in row}))
-            # shuffled rows are slices of one row each, which a cast takes minutes for
-            data = data.flatten_indices().cast_column(tags, datasets.List(datasets.Value("string")))
-            data = data.cast_column(tags, datasets.List(feature))
-        if not isinstance(feature, datasets.ClassLabel):
+        strings = isinstance(feature, datasets.Value) and "string" in feature.dtype
+        numbers = isinstance(feature, datasets.Value) and "int" in feature.dtype and labels is not None
+        if not (isinstance(feature, datasets.ClassLabel) or strings or numbers):
             raise ValueError(f"'{tags}' is {column}: tags have to be lists of strings or of ClassLabels.")
-        labels = tuple(feature.names)
+        data = as_class_label_lists(data, tags)
+        data = data if labels is None else align_labels(data, tags, labels)
+        labels = tuple(data["train"].features[tags].feature.names)
         task = cls("task", (tokens,), labels, validation=validation, tags=tags, max_length=max_length)
         task.check(data)
         return task, data
@@ -144,6 +147,11 @@ class TokenClassification(Task):
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
         """The function that pads tokens, and labels with −100."""
         return DataCollatorForTokenClassification(tokenizer)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Accuracy over words, and the rates of entities if the tags mark some."""
+        return ("accuracy", "precision", "recall", "f1") if self.chunked else ("accuracy",)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy over words, then precision, recall and F1 of entities if the tags mark some, and `score`."""
