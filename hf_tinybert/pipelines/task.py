@@ -1,6 +1,5 @@
 """Distillation for a task: a fine-tuned teacher, an initialised student, an intermediate and a prediction phase."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
 from .phase import FINE_TUNING, INTERMEDIATE, PREDICTION, Phase, model_names
-from .runs import TrainingData, claim, initialisation, train_once
+from .runs import TrainingData, claim, initialisation, load_saved, read_results, train_once, write_results
 from .scoring import evaluate_task
 
 HUB = ("push_to_hub", "hub_")
@@ -95,9 +94,8 @@ def task_distillation(
         "augmentation": augmentation.settings if augmentation else None,
     }
     claim(output_dir, settings | _data_settings(task, data) | {"phases": phases.settings})
-    finished = output_dir / "results.json"
-    if finished.exists():
-        return json.loads(finished.read_text())
+    if (results := read_results(output_dir)) is not None:
+        return results
 
     run = _TaskRun.start(task, data, phases, load_tokenizer(teachers[0]))
     models = run.fine_tuned(teachers, phases.fine_tuning)
@@ -113,8 +111,7 @@ def task_distillation(
         "rows": len(augmented.rows),
         "seconds": run.seconds,
     }
-    if PartialState().is_main_process:
-        finished.write_text(json.dumps(results, indent=1))
+    write_results(output_dir, results)
     return results
 
 
@@ -303,7 +300,7 @@ class _TaskRun:
     def student_scores(self, student: PreTrainedModel) -> dict[str, dict[str, dict[str, float]]]:
         """The metrics of the best and of the last epoch."""
         last = self.phases.prediction.folder.with_name("student_last")
-        return {"student": self.score(student), "student_last": self.score(type(student).from_pretrained(last))}
+        return {"student": self.score(student), "student_last": self.score(load_saved(type(student), last))}
 
     @property
     def seconds(self) -> dict[str, float]:
