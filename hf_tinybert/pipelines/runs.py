@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from ..training.arguments import DistillationArguments
 from ..training.checkpoints import STATE, model_fault, newest_checkpoint, remove_checkpoints
-from ..training.trainer import DistillationTrainer
 from ..whole_files import check_writable, disk_errors, read_json, written_whole
 from .phase import Phase
+from .sampling import ResumableTrainer
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 
@@ -58,8 +58,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path, text = folder / SETTINGS, json.dumps(settings, indent=1, default=str)
     if path.exists():
-        before, now = read_json(path, "remove it if the run had these settings, or choose another output_dir"), json.loads(text)
-        if before != now:
+        now, advice = json.loads(text), "remove it if the run had these settings, or choose another output_dir"
+        if (before := read_json(path, advice)) != now:
             differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             raise ValueError(f"{folder} holds a run with other {differing}: choose another output_dir or remove it.")
     PartialState().wait_for_everyone()
@@ -150,11 +150,11 @@ def _again(folder: Path) -> str:
 
 def _trainer(
     model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
-) -> DistillationTrainer:
+) -> ResumableTrainer:
     args = DistillationArguments(str(phase.folder), **phase.trainer_arguments)
     if args.load_best_model_at_end and args.save_total_limit == 1:
         args.save_total_limit = 2  # or Trainer removes the last checkpoint at the end if another one is the best
-    trainer = DistillationTrainer(
+    trainer = ResumableTrainer(
         model,
         args,
         data_collator=data.data_collator,
@@ -169,7 +169,7 @@ def _trainer(
     return trainer
 
 
-def _save(trainer: DistillationTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:
+def _save(trainer: ResumableTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:
     """Save what was trained; the state of the training is saved last."""
     trainer.save_model()
     if not trainer.args.push_to_hub:  # save_model has written the card before its push

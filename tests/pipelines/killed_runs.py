@@ -39,7 +39,7 @@ PHASES = {
     "create_student": (hf_tinybert.pipelines.task, "create_student"),
     "activation cache": (hf_tinybert.teachers.teacher, "cache_activations"),
     "logit cache": (hf_tinybert.pipelines.task, "cache_logits"),
-    "training": (hf_tinybert.pipelines.runs.DistillationTrainer, "train"),
+    "training": (hf_tinybert.pipelines.runs.ResumableTrainer, "train"),
     "checkpoint": (transformers.Trainer, "_save_checkpoint"),
     "saving": (hf_tinybert.pipelines.runs, "_save"),
     "evaluation": (hf_tinybert.pipelines.task, "evaluate_task"),
