@@ -1,11 +1,21 @@
 """`datasets.map` for expensive functions: in shards, shared between processes, cached on disk shard by shard."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from accelerate import PartialState
+from transformers.utils import logging
+
+from .whole_files import disk_errors
+
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
+
+logger = logging.get_logger(__name__)
 
 
 def sharded_map(
@@ -19,7 +29,7 @@ def sharded_map(
     """`dataset.map(function, batched=True)`, one shard at a time, the processes taking turns.
 
     The cache file of a shard is named by the fingerprint of its rows and by `key`. The same call again, after it was
-    interrupted or in another process, therefore computes nothing twice.
+    interrupted or in another process, therefore computes nothing twice. A file that has become corrupt is made again.
 
     Args:
         dataset: The rows.
@@ -31,6 +41,9 @@ def sharded_map(
 
     Returns:
         The mapped rows, in their order.
+
+    Raises:
+        DiskError: If the disk of the cache is full or cannot be written to.
     """
     state, count = PartialState(), max(1, -(-len(dataset) // shard_size))
 
@@ -38,8 +51,43 @@ def sharded_map(
         rows = dataset.shard(count, index, contiguous=True) if count > 1 else dataset
         name = hashlib.sha256(f"{rows._fingerprint} {key}".encode()).hexdigest()[:16]
         progress = desc if count == 1 else f"{desc} {index + 1}/{count}"
-        return rows.map(function, batched=True, new_fingerprint=name, desc=progress, **map_arguments)
+        cached = cache_file(rows, name)
+        remove_corrupt(cached)
+        with disk_errors(cached or "memory"):
+            return rows.map(function, batched=True, new_fingerprint=name, desc=progress, **map_arguments)
 
     shards = {index: mapped_shard(index) for index in range(state.process_index, count, state.num_processes)}
     state.wait_for_everyone()  # Then the shards of the other processes are on disk.
     return datasets.concatenate_datasets([shards[i] if i in shards else mapped_shard(i) for i in range(count)])
+
+
+def cache_file(rows: datasets.Dataset, fingerprint: str) -> Path | None:
+    """Where `datasets` caches the result of a map over these rows; None if they are not on disk."""
+    if not rows.cache_files:
+        return None
+    return Path(rows.cache_files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")
+
+
+def remove_corrupt(cached: Path | None) -> None:
+    """Remove a cache file that cannot be read, so that it is made again, and warn of it."""
+    if cached is None or not cached.exists():
+        return
+    with disk_errors(cached, "read"):
+        reason = _arrow_fault(cached)
+        if reason is not None:
+            logger.warning(f"The cache file {cached} is corrupt ({reason}): it is made again.")
+            cached.unlink()
+
+
+def _arrow_fault(path: Path) -> str | None:
+    """Why an Arrow file of `datasets` cannot be read to its end; None if it can."""
+    try:
+        datasets.Dataset.from_file(str(path))
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk's, not the file's
+            raise
+        return str(error).splitlines()[0]
+    # a file that was cut off between two batches reads as a shorter one
+    with path.open("rb") as file:
+        file.seek(-len(END_OF_STREAM), os.SEEK_END)
+        return None if file.read() == END_OF_STREAM else "its end is missing"
