@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from transformers import (
 
 from ..losses import DistillationLoss
 from ..models.loading import from_pretrained, load_tokenizer
+from ..sharded_map import with_sound_caches
 from ..students import TINYBERT4, create_student
 from .phase import GENERAL, Phase
 from .runs import TrainingData, claim, initialisation, train_once
@@ -87,7 +89,7 @@ def general_distillation(
     masks = bool(phase.reads & {"logits", "loss"})
     tokenizer, teacher_model = load_tokenizer(teacher), _teacher(teacher, masks)
     with PartialState().main_process_first():
-        rows = tokenize_text(data, tokenizer, text, max_length, packed)
+        rows = with_sound_caches(data, partial(tokenize_text, data, tokenizer, text, max_length, packed))
     if streamed:  # each process reads shards of its own, for as long as the others do
         rows = rows.repeat(None)
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})

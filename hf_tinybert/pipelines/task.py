@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..lineage import Lineage, ModelRecord
 from ..losses import TaskLoss
 from ..models.loading import load_tokenizer
 from ..students import TINYBERT4, create_student
+from ..sharded_map import with_sound_caches
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
@@ -202,7 +204,9 @@ class _TaskRun:
     ) -> "_TaskRun":
         """Tokenise the data."""
         with PartialState().main_process_first():
-            tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
+            tokens = {
+                split: with_sound_caches(rows, partial(task.tokenize, rows, tokenizer)) for split, rows in data.items()
+            }
         selecting = task.validation[0]
         training_data = TrainingData(
             tokens["train"],
@@ -256,7 +260,8 @@ class _TaskRun:
         settings = {"masked_lm": masked_lm.name, "masked_lm_revision": masked_lm.revision, **augmentation.settings}
         variants = augmentation(self.data["train"], columns)
         with PartialState().main_process_first():
-            rows = self.task.tokenize(variants, self.training_data.tokenizer)
+            tokenize = partial(self.task.tokenize, variants, self.training_data.tokenizer)
+            rows = with_sound_caches(variants, tokenize)
         return replace(self.training_data, rows=rows, augmentation=settings)
 
     def distil(
