@@ -84,7 +84,9 @@ def disk_errors(path: str | Path, action: str = "write to", remains: str = "") -
             raise
         number, name = cause
         reason, advice = DISK_ERRORS[number]
-        raise DiskError(f"Cannot {action} {name or path}: {reason}. {advice[0].upper()}{advice[1:]}.{remains}") from error
+        raise DiskError(
+            f"Cannot {action} {name or path}: {reason}. {advice[0].upper()}{advice[1:]}.{remains}"
+        ) from error
 
 
 def is_full(error: DiskError) -> bool:

@@ -59,7 +59,9 @@ def test_a_full_disk(tmp_path, kind):
     assert message.endswith(". Nothing is lost.")
     with small_disk(tmp_path / "small", "300k") as mounted:
         if mounted:
-            with pytest.raises(DiskError, match=r"small: the disk is full\. Free space there, .* Nothing is lost") as e:
+            with pytest.raises(
+                DiskError, match=r"small: the disk is full\. Free space there, .* Nothing is lost"
+            ) as e:
                 write(kind, tmp_path / "small/file")
             assert is_full(e.value)
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from ..lineage import Lineage, ModelRecord
 from ..losses import TaskLoss
 from ..models.loading import load_tokenizer
-from ..students import TINYBERT4, create_student
 from ..sharded_map import with_sound_caches
+from ..students import TINYBERT4, create_student
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
