@@ -99,8 +99,8 @@ def with_sound_caches(rows: datasets.Dataset | datasets.IterableDataset, mapped:
         with disk_errors(next(iter(folders), "memory")):
             return mapped()
     except (pa.ArrowException, OSError):
-        # a list, as each corrupt file has to go
-        if not any([remove_corrupt(path) for folder in folders for path in folder.glob("cache-*.arrow")]):
+        removed = [remove_corrupt(path) for folder in folders for path in folder.glob("cache-*.arrow")]
+        if not any(removed):
             raise
         return mapped()
 

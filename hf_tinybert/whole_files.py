@@ -11,14 +11,14 @@ from typing import Any
 
 # the number of an error → what is wrong, and what to do
 DISK_ERRORS = {
-    errno.ENOSPC: ("the disk is full", "free space there, or choose a folder on another disk"),
-    errno.EDQUOT: ("the quota of the disk is used up", "free space there, or choose a folder on another disk"),
-    errno.EFBIG: ("the file would be larger than is allowed", "raise the limit (ulimit -f)"),
-    errno.EROFS: ("the file system is read-only", "choose a folder that can be written to"),
-    errno.EACCES: ("permission is denied", "change its permissions, or choose another folder"),
-    errno.EPERM: ("permission is denied", "change its permissions, or choose another folder"),
-    errno.EEXIST: ("a file is in its place", "choose another folder, or move the file"),
-    errno.ENOTDIR: ("a file is in its place", "choose another folder, or move the file"),
+    errno.ENOSPC: ("the disk is full", "Free space there, or choose a folder on another disk"),
+    errno.EDQUOT: ("the quota of the disk is used up", "Free space there, or choose a folder on another disk"),
+    errno.EFBIG: ("the file would be larger than is allowed", "Raise the limit (ulimit -f)"),
+    errno.EROFS: ("the file system is read-only", "Choose a folder that can be written to"),
+    errno.EACCES: ("permission is denied", "Change its permissions, or choose another folder"),
+    errno.EPERM: ("permission is denied", "Change its permissions, or choose another folder"),
+    errno.EEXIST: ("a file is in its place", "Choose another folder, or move the file"),
+    errno.ENOTDIR: ("a file is in its place", "Choose another folder, or move the file"),
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch says nothing of the disk when it is full
@@ -84,9 +84,7 @@ def disk_errors(path: str | Path, action: str = "write to", remains: str = "") -
             raise
         number, name = cause
         reason, advice = DISK_ERRORS[number]
-        raise DiskError(
-            f"Cannot {action} {name or path}: {reason}. {advice[0].upper()}{advice[1:]}.{remains}"
-        ) from error
+        raise DiskError(f"Cannot {action} {name or path}: {reason}. {advice}.{remains}") from error
 
 
 def is_full(error: DiskError) -> bool:

@@ -42,15 +42,21 @@ def launch(script, processes: int, *flags, folder=None) -> str:
     return done.stdout
 
 
+def companion_parameters(trainer) -> dict[str, torch.nn.Parameter]:
+    """What trains beside the student, named as in the trainer's docs: `{companion}.{parameter}`."""
+    named = {name: module.named_parameters() for name, module in trainer.companions.items()}
+    return {f"{companion}.{name}": p for companion, parameters in named.items() for name, p in parameters}
+
+
 class GradientRecorder(TrainerCallback):
-    """Keeps the gradients that the optimizer is given, step by step."""
+    """Keeps the gradients that the optimizer is given, step by step; with `trainer` also those of the companions."""
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.trainer = [], None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        named = model.named_parameters()
-        self.steps.append({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+        named = dict(model.named_parameters()) | (companion_parameters(self.trainer) if self.trainer else {})
+        self.steps.append({name: p.grad.detach().clone() for name, p in named.items() if p.grad is not None})
 
 
 def arguments(folder, **changes) -> DistillationArguments:
@@ -86,6 +92,8 @@ def distil(folder, student, teacher, losses=None, train_dataset=None, data_colla
         teacher_model=teacher,
         losses=losses,
     )
+    for callback in (recorder, *callbacks):
+        callback.trainer = trainer
     trainer.train()
     return trainer, [log for log in trainer.state.log_history if "loss" in log], recorder.steps
 

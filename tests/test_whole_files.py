@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the one sentence that a disk's errors become."""
 
+import contextlib
 import errno
 import os
 from functools import partial
@@ -15,7 +16,7 @@ from hf_tinybert.whole_files import DiskError, check_writable, disk_errors, is_f
 def test_a_file_is_old_or_new(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as part:
+    with contextlib.suppress(KeyboardInterrupt), written_whole(path) as part:
         part.write_text("ne")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
@@ -34,7 +35,7 @@ def test_corrupt_json_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"settings.json is corrupt \(.*\): remove it\.$"):
             read_json(path, "remove it")
     path.write_bytes(b'{"a": "\xff\xfe"}')
-    with pytest.raises(ValueError, match="settings.json is corrupt"):
+    with pytest.raises(ValueError, match=r"settings.json is corrupt"):
         read_json(path, "remove it")
     with pytest.raises(DiskError, match=r"^Cannot read .*: "):
         read_json(tmp_path / "settings.json/inside", "remove it")

@@ -24,6 +24,7 @@ from ..activations import Activations, QueryKey
 from .architectures import Architecture, architecture_of
 from .padding_free import RealTokens, check_padding_free, padding_free
 from .prediction_heads import prediction_head_of
+from .recording_hooks import RecordingHooks
 
 logger = logging.get_logger(__name__)
 
@@ -31,8 +32,9 @@ logger = logging.get_logger(__name__)
 class ActivationCapture:
     """Captures what the losses read from `model`: attention and hidden states of some layers, and the logits.
 
-    `with capture.enabled():` switches the attention function and restores the previous one at the end. Inside, call
-    the model with `**capture.forward_arguments` under `capture.recording()`, then `capture.collect(outputs, ...)`.
+    `with capture.enabled():` switches the attention function; at the end the model is as it was, so that it is the
+    plain model for everybody else. Inside, call the model with `**capture.forward_arguments` under
+    `capture.recording()`, then `capture.collect(outputs, ...)`.
 
     Args:
         model: The student or a teacher.
@@ -66,12 +68,12 @@ class ActivationCapture:
         self.values = values
         self.depth = model.config.num_hidden_layers
         last = max([1, *self.attention_layers, *self.hidden_layers])
-        architecture = self._architecture = architecture_of(model.config)
-        self._truncates = (
-            truncate and last < self.depth and architecture.drops_layers and architecture.layer_list(model) is not None
-        )
-        if self._truncates:
+        architecture = architecture_of(model.config)
+        self._stand_ins: list[tuple[nn.Module, str, nn.Module]] = []
+        if truncate and last < self.depth and architecture.drops_layers and architecture.layer_list(model) is not None:
             self.depth = last
+            self._stand_ins = _truncated(model, architecture, last)
+        self._recording_hooks = RecordingHooks(model)
         self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
         if self.records_softmax:
             logger.warning_once(
@@ -91,8 +93,8 @@ class ActivationCapture:
     def enabled(self) -> Iterator[None]:
         """Return query, key and value in place of attention weights; at the end the model is as it was before."""
         with contextlib.ExitStack() as stack:
-            if self._truncates:
-                stack.enter_context(_truncated(self.model, self._architecture, self.depth))
+            stack.enter_context(_replaced(self._stand_ins))
+            stack.enter_context(self._recording_hooks.in_place())
             if self.padding_free:
                 stack.enter_context(padding_free(self.model))
             if self.padding_free or (self.attention_layers and not self.records_softmax):
@@ -173,28 +175,31 @@ class ActivationCapture:
         return hidden_states
 
 
-@contextlib.contextmanager
-def _truncated(model: PreTrainedModel, architecture: Architecture, depth: int) -> Iterator[None]:
-    """Only the first `depth` layers run, without the norm that follows all layers (MegatronBert, ModernBERT).
+def _truncated(
+    model: PreTrainedModel, architecture: Architecture, depth: int
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """What stands in for parts of a model of which only the first `depth` layers run: (parent, name, module).
 
-    With the norm, the last hidden state returned would be LN(h) of the last layer that runs, not its output h.
+    The norm that follows all layers (MegatronBert, ModernBERT) does nothing. With it, the last hidden state returned
+    would be LN(h) of the last layer that runs, not its output h.
     """
-    layer_list, final_norm = architecture.layer_list(model), architecture.final_norm(model)
-    layers = getattr(*layer_list)
-    replaced = [(*layer_list, layers)]
-    setattr(*layer_list, layers[:depth])
-    left_out = nn.ModuleList(layers[depth:])
-    if final_norm:
-        norm = getattr(*final_norm)
-        replaced.append((*final_norm, norm))
-        setattr(*final_norm, nn.Identity())
-        left_out.append(norm)
-    model.base_model.add_module("left_out", left_out)  # so that they follow the others to another dtype or device
+    parent, name = architecture.layer_list(model)
+    stand_ins = [(parent, name, getattr(parent, name)[:depth])]
+    if final_norm := architecture.final_norm(model):
+        stand_ins.append((*final_norm, nn.Identity()))
+    return stand_ins
+
+
+@contextlib.contextmanager
+def _replaced(stand_ins: list[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
+    """The same modules stand in each time, as compiled code knows modules by identity."""
+    originals = [(parent, name, getattr(parent, name)) for parent, name, _ in stand_ins]
+    for parent, name, module in stand_ins:
+        setattr(parent, name, module)
     try:
         yield
     finally:
-        del model.base_model.left_out
-        for parent, name, module in replaced:
+        for parent, name, module in originals:
             setattr(parent, name, module)
 
 

@@ -12,6 +12,8 @@ from .prediction_heads import prediction_head_of
 
 logger = logging.get_logger(__name__)
 
+PADDING_ROWS = 128  # embedding tables are padded to a multiple of this or less
+
 
 def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Check that student and teacher have as many token embeddings as each other.
@@ -19,12 +21,20 @@ def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> No
     Raises:
         ValueError: If they do not.
     """
-    if student.config.vocab_size != teacher.config.vocab_size:
-        raise ValueError(
-            f"The student's vocab_size is {student.config.vocab_size} and the teacher's {teacher.config.vocab_size}: "
-            "both read the same token ids. Build the student with create_student(teacher, ...) and use its tokenizer, "
-            "or bring it to the teacher's vocabulary with transfer_vocabulary."
+    rows, teacher_rows = student.config.vocab_size, teacher.config.vocab_size
+    if rows == teacher_rows:
+        return
+    unused = ""
+    if abs(rows - teacher_rows) < PADDING_ROWS:
+        unused = (
+            "If only unused rows at the end of the embedding tables differ, call "
+            f"student.resize_token_embeddings({teacher_rows}). Otherwise build "
         )
+    raise ValueError(
+        f"The student's vocab_size is {rows} and the teacher's {teacher_rows}: both read the same token ids. "
+        f"{unused or 'Build '}the student with create_student(teacher, ...) and use its tokenizer, or bring it to the "
+        "teacher's vocabulary with transfer_vocabulary."
+    )
 
 
 def check_prediction_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -83,12 +93,19 @@ def check_finite(teacher: Activations) -> None:
     Raises:
         ValueError: If an activation holds NaN or infinity; the message names it.
     """
-    for name, tensor in named_tensors(teacher):
+    if (name := non_finite(teacher)) is not None:
+        raise ValueError(
+            f"The teacher's {name} holds NaN or infinity: check its weights, its dtype (float16 overflows where "
+            "bfloat16 does not) and that its tokenizer made these inputs."
+        )
+
+
+def non_finite(activations: Activations) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if all are finite."""
+    for name, tensor in named_tensors(activations):
         if torch.isnan(tensor).any() or torch.isposinf(tensor).any():  # −inf is a mask
-            raise ValueError(
-                f"The teacher's {name} holds NaN or infinity: check its weights, its dtype (float16 overflows where "
-                "bfloat16 does not) and that its tokenizer made these inputs."
-            )
+            return name
+    return None
 
 
 def named_tensors(activations: Activations) -> list[tuple[str, Tensor]]:

@@ -15,20 +15,29 @@ def forward_columns(model: PreTrainedModel) -> list[str]:
 
 
 @contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """At the end every module is in training or eval mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, without the autocast that Accelerate leaves around `forward` after training or evaluation in bf16.
 
     At the end every module has the mode that it had before.
     """
-    modes = [(module, module.training) for module in model.modules()]
     wrapped = model.__dict__.get("forward")
-    if "_original_forward" in model.__dict__:
-        model.forward = model._original_forward
-    model.eval()
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped
-        for module, mode in modes:
-            module.training = mode
+    with same_modes(model):
+        if "_original_forward" in model.__dict__:
+            model.forward = model._original_forward
+        model.eval()
+        try:
+            yield
+        finally:
+            if wrapped is not None:
+                model.forward = wrapped

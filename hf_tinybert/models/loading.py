@@ -11,8 +11,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME, has_file
 
 from ..lineage import stamp
+from .sources import adapter_advice, check_folder, check_weight_files, encoder_folder
 
 BERT_KEYS = ("vocab_size", "type_vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
@@ -28,12 +30,18 @@ def load_config(name_or_path: str | Path, **kwargs) -> PreTrainedConfig:
 
     Raises:
         OSError: If there is no such configuration, here or on the Hub.
-        ValueError: If the configuration has no `model_type` and lacks one of BERT's sizes.
+        ValueError: If the configuration has no `model_type` and lacks one of BERT's sizes, or if there are adapters,
+            checkpoints or other things than a model (`sources`).
     """
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+    name_or_path = encoder_folder(name_or_path)
+    check_folder(name_or_path)
+    hub_options = ("revision", "token", "cache_dir", "local_files_only")
+    hub = {name: kwargs[name] for name in hub_options if name in kwargs}
     try:
         stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     except OSError as error:
+        if _is_adapter_repository(name_or_path, hub):
+            raise ValueError(f"'{name_or_path}' {adapter_advice(None)}.") from error
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"Cannot load '{name_or_path}', neither a folder here nor from the Hub: {reason}") from error
     if "model_type" in stored or "auto_map" in stored:
@@ -74,7 +82,9 @@ def from_pretrained(
         OSError: If there is no such model, here or on the Hub.
         ValueError: If the configuration names a class unknown to transformers.
     """
+    name_or_path = encoder_folder(name_or_path)
     config = load_config(name_or_path, revision=revision, **changes)
+    check_weight_files(name_or_path)
     stamp(config, name_or_path, revision)
     class_name = (config.architectures or ["AutoModel"])[0]
     model_class = model_class or getattr(transformers, class_name, None)
@@ -88,16 +98,46 @@ def from_pretrained(
     )
 
 
-def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_teacher_model(name_or_path: str | Path) -> PreTrainedModel:
+    """Load a teacher by the class that its configuration names, head included.
+
+    Args:
+        name_or_path: A Hub id or a local folder.
+
+    Raises:
+        OSError: If there is no such model, here or on the Hub.
+        ValueError: As `from_pretrained`, or if the files lack weights of the head: an untrained one would teach noise.
+    """
+    teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"Teacher '{name_or_path}' lacks weights for {sorted(loading['missing_keys'])}: they would be random. "
+            "Fine-tune the teacher on the task first."
+        )
+    return teacher
+
+
+def load_tokenizer(
+    name_or_path: str | Path, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`, also for a folder with only `vocab.txt` and a configuration.
 
     Args:
         name_or_path: A Hub id or a local folder.
         revision: A branch, tag or commit of the Hub repository.
+        local_files_only: Whether to ask the cache alone, and not the Hub.
 
     Raises:
         OSError: If there is no configuration or tokenizer, here or on the Hub.
         ValueError: As `load_config`.
     """
-    config = load_config(name_or_path, revision=revision)
-    return AutoTokenizer.from_pretrained(name_or_path, config=config, revision=revision)
+    name_or_path = encoder_folder(name_or_path)
+    options = {"revision": revision, "local_files_only": local_files_only}
+    return AutoTokenizer.from_pretrained(name_or_path, config=load_config(name_or_path, **options), **options)
+
+
+def _is_adapter_repository(name_or_path: str | Path, hub: dict) -> bool:
+    try:
+        return not Path(name_or_path).is_dir() and has_file(name_or_path, ADAPTER_CONFIG_NAME, **hub)
+    except (OSError, ValueError):  # there is no such repository, or no connection
+        return False

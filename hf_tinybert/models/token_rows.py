@@ -22,6 +22,7 @@ def with_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]], new_ids:
         A model whose vocabulary has as many tokens as `sources` has entries.
     """
     new = copy.deepcopy(model)
+    new.name_or_path = ""  # the tokenizer that is stored there is not this model's
     padded = model.get_input_embeddings().padding_idx is not None
     new.resize_token_embeddings(len(sources), mean_resizing=False)
     flat, lengths = torch.tensor([old for rows in sources for old in rows]), torch.tensor([*map(len, sources)])

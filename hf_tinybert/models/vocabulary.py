@@ -11,14 +11,14 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
-from .loading import load_tokenizer
+from .loading import load_config, load_tokenizer
+from .sources import TOKENIZER_FILES, encoder_folder
 from .subwords import BROKEN, required_tokens, spelling
 from .token_rows import counts_positions_from_padding, ids_to_keep, with_rows
 from .tokenizer_files import bare_backend, rewritten
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 # The roles of special tokens that stand for each other between tokenizers.
 STAND_INS = {"bos_token": "cls_token", "eos_token": "sep_token", "cls_token": "bos_token", "sep_token": "eos_token"}
 
@@ -124,17 +124,36 @@ def check_same_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokeni
         )
 
 
-def own_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
+def own_tokenizer(name_or_path: str | Path, local_files_only: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer that is stored with a model.
 
     Args:
         name_or_path: A Hub id or a local folder.
+        local_files_only: Whether to ask the cache alone, and not the Hub.
 
     Returns:
         None if there are no files of a tokenizer, for which transformers would make one up without words.
     """
-    has_tokenizer = any(has_file(name_or_path, name) for name in TOKENIZER_FILES)
-    return load_tokenizer(name_or_path) if has_tokenizer else None
+    folder = encoder_folder(name_or_path)
+    has_tokenizer = any(has_file(folder, name, local_files_only=local_files_only) for name in TOKENIZER_FILES)
+    return load_tokenizer(folder, local_files_only=local_files_only) if has_tokenizer else None
+
+
+def tokenizer_beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that is stored where a model was loaded from; the Hub is not asked.
+
+    Returns:
+        None if it is unknown: if the model was made in memory, its files are gone or not in the cache, or its
+        vocabulary has changed since.
+    """
+    name = model.name_or_path
+    if not name:
+        return None
+    try:
+        stored = load_config(name, local_files_only=True)
+        return own_tokenizer(name, local_files_only=True) if stored.vocab_size == model.config.vocab_size else None
+    except (OSError, ValueError):
+        return None
 
 
 def _check_tokenizer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

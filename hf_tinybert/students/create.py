@@ -1,5 +1,6 @@
 """Small students of a teacher's architecture, initialised from the teacher."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 from ..lineage import Lineage, ModelRecord
 from ..models.architectures import architecture_of
 from ..models.forward import evaluation_mode
+from ..models.loading import load_teacher_model
+from ..models.sources import check_no_adapters, transformers_model
 from ..models.weights import check_weights
 from .calibration import calibration_batches
 from .config import StudentPlan, StudentSize, check_can_initialise, plan_student
@@ -20,7 +23,7 @@ INITS = ("teacher", "layers", "random")
 
 
 def create_student(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | str | os.PathLike,
     num_hidden_layers: int | None = None,
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
@@ -39,7 +42,7 @@ def create_student(
     state. The student's configuration tells how it was made (`Lineage`).
 
     Args:
-        teacher: The teacher. It is left as it is.
+        teacher: The teacher: a model, which is left as it is, or a Hub id or local folder.
         num_hidden_layers: The number of layers. The default of this and every other size is None, the teacher's size;
             no size may exceed the teacher's.
         hidden_size: The width D of the hidden states, a multiple of the number of attention heads.
@@ -69,9 +72,15 @@ def create_student(
         The student, in float32, in training mode and on the teacher's device.
 
     Raises:
+        TypeError: If the teacher is no model and holds none; the message says what to pass.
+        OSError: If there is no teacher of that name, here or on the Hub.
         ValueError: If the sizes, `init`, the layer mapping, the dropout or the calibration data do not fit the
             teacher, or if a weight of the teacher is not finite; the message names what to change.
     """
+    if isinstance(teacher, str | os.PathLike):
+        teacher = load_teacher_model(teacher)
+    teacher = transformers_model(teacher, "teacher")
+    check_no_adapters(teacher, "teacher")
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
     size = StudentSize(num_hidden_layers, hidden_size, intermediate_size, num_attention_heads, embedding_size)

@@ -1,8 +1,9 @@
 """Teachers: loaded and frozen, read together, their logits and activations cached."""
 
 from .ensemble import COMBINATIONS, Ensemble, Teaching, about_teacher, checked, combine_logits, normalised
+from .loading import load_teacher, load_teachers
 from .logit_cache import cache_logits, pad_logits
-from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher, freeze, load_teacher, load_teachers
+from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher
 
 __all__ = [
     "COMBINATIONS",
@@ -16,7 +17,6 @@ __all__ = [
     "cache_logits",
     "checked",
     "combine_logits",
-    "freeze",
     "load_teacher",
     "load_teachers",
     "normalised",

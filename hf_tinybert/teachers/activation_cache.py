@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, find_executable_batch_size
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -162,7 +162,7 @@ def cache_activations(
         key: Stands for the teacher and all that its activations depend on.
         budget_gb: The size allowed, in 10⁹ bytes; the free disk is another limit.
         worthwhile: Whether to make a cache that does not exist yet.
-        batch_size: Rows a forward pass.
+        batch_size: The most rows of a forward pass; fewer if memory runs out.
 
     Returns:
         The cache; None if it does not fit, with the reason in the log, or if it is not `worthwhile`.
@@ -220,15 +220,19 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
     if not broadcast_object_list(reserved)[0]:
         return False
     records = np.memmap(folder / RECORDS_FILE, np.int16, "r+", shape=shape)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    share = batches[state.process_index :: state.num_processes]
-    for batch in tqdm(share, desc="Teacher activations", disable=not state.is_main_process):
-        activations = forward(collate([dataset[int(row)] for row in batch]))
-        real = activations.attention_mask.bool()
-        values = torch.cat([part.values(activations)[real] for part in layout.parts], -1).to(torch.bfloat16)
-        rows = np.split(values.view(torch.int16).cpu().numpy(), lengths[batch].cumsum()[:-1])
-        for row, record in zip(batch, rows, strict=True):
-            records[offsets[row] : offsets[row + 1]] = record
+    share = order[state.process_index :: state.num_processes]
+
+    def write(batch_size: int) -> None:
+        batches = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
+        for batch in tqdm(batches, desc="Teacher activations", disable=not state.is_main_process):
+            activations = forward(collate([dataset[int(row)] for row in batch]))
+            real = activations.attention_mask.bool()
+            values = torch.cat([part.values(activations)[real] for part in layout.parts], -1).to(torch.bfloat16)
+            rows = np.split(values.view(torch.int16).cpu().numpy(), lengths[batch].cumsum()[:-1])
+            for row, record in zip(batch, rows, strict=True):
+                records[offsets[row] : offsets[row + 1]] = record
+
+    find_executable_batch_size(write, starting_batch_size=batch_size)()
     records.flush()
     state.wait_for_everyone()
     if state.is_main_process:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Activations
-from ..models.checks import check_finite
+from ..models.checks import check_finite, non_finite
 from ..models.prediction_heads import PredictionHead
 from .teacher import TEACHER_LOGITS, TEACHER_ROW, Teacher
 
@@ -82,10 +82,21 @@ class Teaching:
     Args:
         activations: One for each teacher, all with the combined logits.
         logits: The combined logits, (B, C) or (B, S, C); None if no loss reads them.
+        observed: One for each teacher, with its own logits if it ran for them.
     """
 
     activations: list[Activations]
     logits: Tensor | None
+    observed: list[Activations]
+
+    def non_finite(self) -> str | None:
+        """What holds NaN or infinity, in words that a message can go on from; None if nothing does."""
+        for number, activations in enumerate(self.observed, start=1):
+            if (name := non_finite(activations)) is not None:
+                several = f" {number} of {len(self.observed)}" if len(self.observed) > 1 else ""
+                return f"{name} of the teacher{several}"
+        combined = Activations(logits=self.logits)
+        return None if non_finite(combined) is None else "the column teacher_logits"
 
 
 class Ensemble:
@@ -120,18 +131,18 @@ class Ensemble:
         Raises:
             ValueError: If a cache is stale or an activation is not finite.
         """
-        activations = [teacher.observe(inputs, verify) for teacher in self.teachers]
+        observed = [teacher.observe(inputs, verify) for teacher in self.teachers]
         if verify:
-            checked(activations)
+            checked(observed)
         cached, live = inputs.get(TEACHER_LOGITS), None
-        each_logits = [observed.logits for observed in activations]
-        if activations and all(logits is not None for logits in each_logits):
-            weights, first = [teacher.weight for teacher in self.teachers], activations[0]
+        each_logits = [activations.logits for activations in observed]
+        if observed and all(logits is not None for logits in each_logits):
+            weights, first = [teacher.weight for teacher in self.teachers], observed[0]
             live = combine_logits(each_logits, weights, first.prediction_head, self.how, first.attention_mask)
         if verify and cached is not None and live is not None:
             check_cached_logits(cached, live, inputs.get("attention_mask"))
         logits = live if cached is None else cached
-        return Teaching([replace(observed, logits=logits) for observed in activations], logits)
+        return Teaching([replace(activations, logits=logits) for activations in observed], logits, observed)
 
     def cache_activations(
         self,
@@ -161,10 +172,10 @@ class Ensemble:
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
 
     def lower(self, dtype: torch.dtype) -> bool:
-        """Bring the teachers that run to `dtype`; returns whether that changed any."""
+        """Bring the teachers that run to `dtype` while they are read; returns whether that changed any."""
         changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
         for teacher in changed:
-            teacher.model.to(dtype)
+            teacher.lower(dtype)
         return bool(changed)
 
 

@@ -1,23 +1,22 @@
 """A teacher: loaded, frozen, placed, and asked only for what the losses read."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..activations import Activations
 from ..layer_mapping import LayerMapping
 from ..models.capture import ActivationCapture
-from ..models.forward import forward_columns
-from ..models.loading import from_pretrained
-from ..models.vocabulary import check_same_tokens, own_tokenizer
-from ..models.weights import check_weights, weights_digest
+from ..models.forward import forward_columns, same_modes
+from ..models.weights import weights_digest
 from .activation_cache import ActivationCache, cache_activations, check_same
 
 logger = logging.get_logger(__name__)
@@ -25,51 +24,41 @@ logger = logging.get_logger(__name__)
 TEACHER_LOGITS, TEACHER_ROW = "teacher_logits", "teacher_row"
 
 
-def load_teacher(name_or_path: str, processing_class: Any = None) -> PreTrainedModel:
-    """Load a teacher by the class that its configuration names, head included.
-
-    Args:
-        name_or_path: A Hub id or a local folder.
-        processing_class: The student's tokenizer, whose tokens must have the same ids as in the teacher's own.
-
-    Raises:
-        ValueError: If the configuration names no class of transformers (remote code never runs from here), if the
-            files lack weights of the head (an untrained one would teach noise), or if the tokenizers differ.
-    """
-    tokenizer = own_tokenizer(name_or_path) if isinstance(processing_class, PreTrainedTokenizerBase) else None
-    if tokenizer is not None:
-        check_same_tokens(processing_class, tokenizer)
-    teacher, loading = from_pretrained(None, name_or_path, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"Teacher '{name_or_path}' lacks weights for {sorted(loading['missing_keys'])}: they would be random. "
-            "Fine-tune the teacher on the task first."
-        )
-    return teacher
-
-
-def load_teachers(teachers: Any, processing_class: Any = None) -> list[PreTrainedModel]:
-    """Models from one or several models, Hub ids and local folders; none from None (`load_teacher`)."""
-    several = list(teachers) if isinstance(teachers, list | tuple) else [teachers]
-    return [
-        load_teacher(teacher, processing_class) if isinstance(teacher, str) else teacher
-        for teacher in several
-        if teacher is not None
-    ]
-
-
-def freeze(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Put a teacher into eval mode, without gradients, on `device`.
+@contextmanager
+def frozen(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """A teacher in eval mode, without gradients, on `device`; at the end modes and gradients are as they were.
 
     A teacher that is spread over devices or quantised stays where it is.
-
-    Raises:
-        ValueError: If a weight is NaN or infinite.
     """
-    check_weights(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
         model.to(device)
-    return model.requires_grad_(False).eval()
+    with same_modes(model):
+        model.requires_grad_(False).eval()
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def lowered(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """A model in lower precision; at the end it has its weights again, which wait in the host's memory."""
+    parameters = [(parameter, parameter.data.cpu()) for parameter in model.parameters()]
+    buffers = [(*place, buffer.cpu()) for *place, buffer in _buffers(model)]
+    model.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data.to(parameter.device)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.to(getattr(module, name).device))
+
+
+def _buffers(model: PreTrainedModel) -> list[tuple[nn.Module, str, Tensor]]:
+    return [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
 
 
 @dataclass(frozen=True)
@@ -80,18 +69,20 @@ class Execution:
         autocast: The autocast of a teacher whose weights are float32.
         compile_options: The arguments of `torch.compile`; None does not compile.
         padding_free: Whether the layers run on real tokens alone.
+        device: Where the teacher runs; None leaves it where it is.
     """
 
     autocast: Callable[[], AbstractContextManager] = nullcontext
     compile_options: Mapping[str, Any] | None = None
     padding_free: bool = False
+    device: torch.device | None = None
 
 
 class Teacher:
     """One teacher: its model, weight and layer mapping and, while it is `reading`, its capture and its cache.
 
     Args:
-        model: The frozen model.
+        model: The model.
         layer_mapping: The pairs (student layer, teacher layer).
         weight: Its share among several teachers.
     """
@@ -108,7 +99,9 @@ class Teacher:
         hidden_layers: Iterable[int] = (),
         execution: Execution | None = None,
     ) -> Iterator[None]:
-        """Set the model up to be read; at the end it is as it was.
+        """Set the model up to be read, frozen; at the end it is as it was.
+
+        Layers are captured only while `run` runs, so that whoever else calls the model meets the plain model.
 
         Args:
             reads: What the losses read (`DistillationLoss.reads`). The head runs only if that includes "logits".
@@ -138,10 +131,15 @@ class Teacher:
             encoder = compiled
         self._whole, self._encoder = whole, encoder
         try:
-            with self.capture.enabled():
+            with ExitStack() as self._stack:
+                self._stack.enter_context(frozen(self.model, self.execution.device or self.model.device))
                 yield
         finally:
-            self.cache = None
+            self.cache = self._whole = self._encoder = None
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Bring the model to `dtype` for the rest of the time in which it is `reading`."""
+        self._stack.enter_context(lowered(self.model, dtype))
 
     @property
     def captures(self) -> bool:
@@ -162,7 +160,7 @@ class Teacher:
         if not (head and self.reads_logits) and inputs["input_ids"].dim() == 3:
             inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}  # choices, to an encoder
         autocast = self.execution.autocast if self.model.dtype == torch.float32 else nullcontext
-        with self.capture.recording() as scores, autocast():
+        with self.capture.enabled(), self.capture.recording() as scores, autocast():
             outputs = module(**inputs, **self.capture.forward_arguments)
         return self.capture.collect(outputs, inputs.get("attention_mask"), scores)
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..activations import Activations
 from ..losses import DistillationLoss
 from ..models.checks import check_finite, check_prediction_heads, check_vocabularies, named_tensors
-from ..teachers import TEACHER_LOGITS
+from ..models.sources import transformers_model
 from .arguments import DistillationArguments
 
 
@@ -48,9 +48,20 @@ def check_losses(losses: Sequence[DistillationLoss], has_teacher: bool, has_cach
         raise ValueError(f"The losses {names} need a teacher: pass teacher_model.{enough}")
 
 
-def holds_cached_logits(dataset: Any) -> bool:
-    """Whether a data set has a column `teacher_logits`."""
-    return TEACHER_LOGITS in (getattr(dataset, "column_names", None) or ())
+def check_parallelism(args: DistillationArguments, shards: bool) -> None:
+    """Check that distillation works with the way in which devices share the training.
+
+    Args:
+        args: The arguments of the trainer.
+        shards: Whether FSDP or DeepSpeed shard the student.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if args.n_gpu > 1:
+        raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
+    if args.balance_losses and shards:
+        raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
 
 
 def check_forgotten_teacher(args: Any) -> None:
@@ -74,8 +85,8 @@ def check_compatible(student: PreTrainedModel, teacher: PreTrainedModel, losses:
     """
     reads = frozenset().union(*(loss.reads for loss in losses))
     for role, model in (("student", student), ("teacher", teacher)):
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(f"The {role} must be a transformers PreTrainedModel, not {type(model).__name__}.")
+        if transformers_model(model, role) is not model:
+            raise TypeError(f"The {role} is a {type(model).__name__}: pass the transformers model in it.")
         for flag in ("output_attentions", "output_hidden_states"):
             if getattr(model.config, flag, False):
                 raise ValueError(

@@ -1,8 +1,9 @@
 """What trains with the student and never reaches a saved one: projections of its states, and parameters of losses.
 
-They are submodules of the student while it trains, so that the optimizer, clipping, zero_grad, DDP, FSDP and mixed
-precision reach them without code of this package. A hook on the student's forward returns what they compute among its
-outputs; so DDP finds them used. Saving, loading the best model and the Hub see the student without them.
+They are submodules of the student while the optimizer and DDP are made and in each training step, up to the clipping
+of gradients, so that mixed precision, DDP and clipping reach them without code of this package. A hook on the
+student's forward returns what they compute among its outputs; so DDP finds them used. The rest of the time, in which
+the student is evaluated and saved and callbacks have it, it is the plain student.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..losses import DistillationLoss
@@ -36,6 +39,7 @@ class Companions:
 
     projections: Projections | None
     losses: nn.ModuleDict
+    _hook: RemovableHandle | None = None
 
     @classmethod
     def of_losses(cls, losses: Sequence[DistillationLoss], projections: Projections | None) -> "Companions":
@@ -52,19 +56,28 @@ class Companions:
         """All parameters of the companions."""
         return [parameter for module in self.modules.values() for parameter in module.parameters()]
 
-    @contextlib.contextmanager
-    def attached(self, student: PreTrainedModel) -> Iterator[None]:
-        """Let the companions live in `student`, and its forward return what they compute while it is in train mode."""
-        for name, module in self.modules.items():
-            student.add_module(name, module.to(student.device))
-        hook = student.register_forward_hook(self._append)
-        try:
-            yield
-        finally:
-            hook.remove()
-            for name in self.modules:
-                if hasattr(student, name):
-                    delattr(student, name)
+    def join(self, student: PreTrainedModel) -> None:
+        """Live in `student`, and let its forward return what they compute while it is in train mode."""
+        if self._hook is None:
+            for name, module in self.modules.items():
+                student.add_module(name, module.to(student.device))
+            self._hook = student.register_forward_hook(self._append)
+
+    def leave(self, student: PreTrainedModel) -> None:
+        """Leave the plain student behind."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        for name in self.modules:
+            if hasattr(student, name):
+                delattr(student, name)
+
+    def join_optimizer(self, optimizer: Optimizer) -> None:
+        """Let an optimizer that was made without them train the companions too."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [parameter for parameter in self.parameters() if id(parameter) not in held]
+        # into a group of the user's, so that the user's scheduler knows its learning rate
+        optimizer.param_groups[0]["params"].extend(missing)
 
     def _append(self, student: PreTrainedModel, args: tuple, outputs: Any) -> Any:
         """Append the losses' parameters and the projected states to `hidden_states`, which DDP hands through."""
@@ -113,7 +126,7 @@ class Companions:
 
 @contextlib.contextmanager
 def detached(student: nn.Module) -> Iterator[None]:
-    """The plain student, for a moment in which it is saved or loaded; its companions return at the end."""
+    """The plain student, for a moment in which FSDP or DeepSpeed save it; its companions return at the end."""
     companions = {name: getattr(student, name) for name in NAMES if hasattr(student, name)}
     for name in companions:
         delattr(student, name)

@@ -1,30 +1,37 @@
-"""What lives only while `DistillationTrainer.train` runs: from the set-up of student and teachers to its undoing."""
+"""What lives only while `DistillationTrainer.train` runs: from the set-up of student and teachers to its undoing.
+
+Students and teachers are set up to be read only in a training step. In between they are the plain models.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 
 from ..activations import Activations
 from ..layer_mapping import map_layers
-from ..lineage import last_stage, replace_last_stage
+from ..lineage import last_stage, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
-from ..models.forward import forward_columns
-from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, freeze, normalised
+from ..models.forward import forward_columns, same_modes
+from ..models.weights import check_weights
+from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, normalised
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
 from .checks import check_activations, check_columns, check_compatible, check_mask
 from .companions import Companions, is_companion
+from .finite import FiniteCheck
 from .objective import LayersRead, Lesson, Objective, Pair
 from .projections import Projections, build_projections
+from .resuming import save_stage
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
@@ -38,7 +45,7 @@ def build_teachers(
     losses: Sequence[DistillationLoss],
     args: DistillationArguments,
 ) -> list[Teacher]:
-    """Check the teachers' models against the student and the losses, freeze them, and map their layers.
+    """Check the teachers' models against the student and the losses, and map their layers.
 
     Raises:
         TypeError, ValueError: If one does not fit; the message names it and says what to change.
@@ -49,9 +56,10 @@ def build_teachers(
     for number, (model, weight) in enumerate(zip(models, weights, strict=True), start=1):
         with about_teacher(number, len(models)):
             check_compatible(student, model, losses)
+            check_weights(model)
             depths = student.config.num_hidden_layers, model.config.num_hidden_layers
             layer_mapping = map_layers(args.layer_mapping, *depths)
-            teachers.append(Teacher(freeze(model, args.device), layer_mapping, weight))
+            teachers.append(Teacher(model, layer_mapping, weight))
     return teachers
 
 
@@ -95,13 +103,20 @@ class DistillationRun:
             accelerator.autocast,  # as Accelerate does for the student
             compile_options if args.torch_compile else None,
             args.padding_free,
+            args.device,
         )
         self.companions = Companions.of_losses(losses, projections)
+        self.finite = FiniteCheck(accelerator, lambda inputs: self.teachers.teach(inputs).non_finite())
+        # sharded modules cannot be taken apart, so that the companions stay in them
+        self._shards = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.in_step = False
+        self.dtype_errors: dict[str, float] = {}
         self._first_step = True
 
     def __enter__(self) -> "DistillationRun":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.student_capture.enabled())
+            stack.enter_context(same_modes(self.student))
+            stack.callback(self.companions.leave, self.student)
             for teacher, read in zip(self.teachers.teachers, self.layers, strict=True):
                 layers = [g for _, g in read.attention], [g for _, g in read.hidden]
                 stack.enter_context(teacher.reading(self.reads, *layers, self.execution))
@@ -111,11 +126,15 @@ class DistillationRun:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def start(self, dataset: Any, collate: Collator) -> Any:
-        """Fit the projections, attach the companions to the student, and cache the teachers' activations.
+    def start(self, dataset: Any, first_rows: Sequence[dict], collate: Collator) -> Any:
+        """Fit the projections, and cache the teachers' activations.
+
+        The batches of both are made smaller if memory runs out, without regard to `auto_find_batch_size`: their size
+        changes nothing but rounding.
 
         Args:
             dataset: The training data.
+            first_rows: Its first `PROJECTION_ROWS` rows, if there are as many.
             collate: Rows → a batch on the device, as training will see it.
 
         Returns:
@@ -124,13 +143,31 @@ class DistillationRun:
         if self.companions.projections is None:
             self.companions.projections = build_projections(self.losses, self.student, self.teachers.teachers)
             if self.companions.projections is not None:
-                self.companions.projections.fit(self._first_states(dataset, collate))
-        self._stack.enter_context(self.companions.attached(self.student))
+                self._fit_projections(first_rows, collate)
+        if self._shards:
+            self.companions.join(self.student)
         if not self.args.teacher_cache_gb:
             return dataset
         return self.teachers.cache_activations(
             dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
         )
+
+    def save(self, folder: str) -> None:
+        """Write into a checkpoint what `resume` needs, and which training it is of."""
+        save_stage(last_stage(self.student.config), folder)
+        if not self._shards:
+            self.companions.save(folder)
+
+    def resume(self, folder: str) -> None:
+        """Go on as the run of a checkpoint did, apart from the student's weights, which Trainer loads.
+
+        Raises:
+            ValueError: If the checkpoint is of other losses.
+        """
+        resume(self.student.config, folder)
+        self.objective.factors = last_stage(self.student.config).factors
+        if not self._shards:
+            self.companions.load(folder)
 
     def _epochs(self, dataset: Any) -> float:
         args = self.args
@@ -138,27 +175,69 @@ class DistillationRun:
         by_steps = args.max_steps > 0 and has_length(dataset)
         return args.max_steps * batch / len(dataset) if by_steps else args.num_train_epochs
 
+    def _fit_projections(self, rows: Sequence[dict], collate: Collator) -> None:
+        def fit(batch_size: int) -> None:
+            self.companions.projections.fit(self._first_states(rows, collate, batch_size))
+
+        find_executable_batch_size(fit, starting_batch_size=self.args.per_device_train_batch_size)()
+
     @torch.no_grad()
-    def _first_states(self, dataset: Any, collate: Collator) -> Iterator[tuple[Any, list[Activations], Any]]:
+    def _first_states(
+        self, rows: Sequence[dict], collate: Collator, batch_size: int
+    ) -> Iterator[tuple[Any, list[Activations], Any]]:
         """Hidden states of student and teachers on the first training rows, as `Projections.fit` takes them.
 
         Every process reads the same rows, so that any number of processes starts from the same projections.
         """
         student, tokens = self.student, 0
-        rows = (dataset[i] for i in range(len(dataset))) if has_length(dataset) else iter(dataset)
-        rows = islice(rows, PROJECTION_ROWS)
         student.eval()
-        while tokens < PROJECTION_TOKENS and (batch := list(islice(rows, self.args.per_device_train_batch_size))):
-            inputs = collate(batch)
+        for start in range(0, len(rows), batch_size):
+            if tokens >= PROJECTION_TOKENS:
+                return
+            inputs = collate(rows[start : start + batch_size])
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
-            states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
+            with self.student_capture.enabled():
+                states = student(**inputs, **self.student_capture.forward_arguments).hidden_states
             real = inputs["attention_mask"].flatten(0, -2).bool() if "attention_mask" in inputs else slice(None)
             yield states, teachers, real
             hidden = next(state for state in states if state is not None)
             tokens += hidden[real].numel() // hidden.shape[-1]
 
     # ---- A step ----
+
+    def restart(self, batch_size: int) -> None:
+        """Record the batch size of an attempt to train, and forget what an earlier attempt left unfinished."""
+        config = self.student.config
+        replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
+        self.objective.restart()
+        self.finite.restart()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a training step, backward pass included: the student is captured and has its companions.
+
+        The companions stay until its gradients are clipped (`BetweenSteps`).
+        """
+        self.companions.join(self.student)
+        self.in_step = True
+        try:
+            with self.student_capture.enabled():
+                yield
+        except BaseException:
+            self.leave_plain()
+            raise
+        finally:
+            self.in_step = False
+
+    def prediction_step(self) -> AbstractContextManager:
+        """Around a forward pass of the evaluation during training, which also runs on real tokens alone."""
+        return self.student_capture.enabled() if self.args.padding_free else contextlib.nullcontext()
+
+    def leave_plain(self) -> None:
+        """Take the companions out of the student."""
+        if not self._shards:
+            self.companions.leave(self.student)
 
     def check_inputs(self, inputs: Mapping[str, Any], dataset: Any) -> None:
         """Check a batch before the models see it.
@@ -176,7 +255,6 @@ class DistillationRun:
         forward: Callable[[Mapping[str, Any], bool], tuple[Tensor | None, Any]],
         step: int,
         max_steps: int,
-        log: Callable[[dict[str, float]], None],
     ) -> tuple[Tensor, Any]:
         """Σ λ_i·L_i of a micro-batch, and the student's outputs.
 
@@ -186,7 +264,6 @@ class DistillationRun:
                 loss and the student's outputs.
             step: The number of optimizer steps that are done.
             max_steps: The number of optimizer steps in all.
-            log: The trainer's log.
         """
         teaching = self.teachers.teach(inputs, verify=self._first_step)
         student, outputs = self._run_student(inputs, forward)
@@ -195,9 +272,10 @@ class DistillationRun:
             for number, pair in enumerate(lesson.pairs or [lesson.combined], start=1):
                 with about_teacher(number, len(teaching.activations)):
                     check_activations(self.losses, pair.student, pair.teacher)
-            lesson = self._lower_teachers(inputs, lesson, student, outputs, log)
+            lesson = self._lower_teachers(inputs, lesson, student, outputs)
             self._first_step = False
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
+        self.finite.watch(inputs, values, teaching.non_finite)
         if self.args.balance_losses and not self.objective.factors:
             self._balance(values)
         return self.objective.total(values, step, max_steps), outputs
@@ -225,8 +303,8 @@ class DistillationRun:
         return Lesson(pairs, combined, lambda loss, *compared: self.companions.call(outputs, loss, *compared))
 
     @torch.no_grad()
-    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any, log) -> Lesson:
-        """Bring the teachers to `teacher_dtype` and log the share by which each loss of these rows changes."""
+    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any) -> Lesson:
+        """Bring the teachers to `teacher_dtype` and note the share by which each loss of these rows changes."""
         dtype = getattr(torch, self.args.teacher_dtype or "", None)
         if dtype is None or not self.teachers.lower(dtype):
             return lesson
@@ -234,7 +312,7 @@ class DistillationRun:
         checked(teaching.activations)
         lowered, mean = self._lesson(student, outputs, teaching), self.batch_mean.over_examples(inputs)
         before, after = (self.objective.values(compared, mean) for compared in (lesson, lowered))
-        log({f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before})
+        self.dtype_errors = {f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before}
         return lowered
 
     def _balance(self, values: Mapping[str, Tensor]) -> None:

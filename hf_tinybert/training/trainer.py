@@ -3,29 +3,31 @@
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
 
-from ..lineage import DataRecord, last_stage, recorded, replace_last_stage, resume
+from ..lineage import DataRecord, recorded
 from ..losses import DistillationLoss
-from ..models.forward import forward_columns
 from ..models.prediction_heads import prediction_head_of
 from ..publishing.hub import Token
 from ..publishing.publisher import Publisher
-from ..teachers import TEACHER_LOGITS, TEACHER_ROW, Teacher, load_teachers, pad_logits
+from ..teachers import Teacher, load_teachers, pad_logits
 from .batch_mean import BatchMean
-from .checks import check_forgotten_teacher, check_losses, distillation_arguments, holds_cached_logits
+from .between_steps import BetweenSteps
+from .checks import check_forgotten_teacher, check_losses, check_parallelism, distillation_arguments
+from .columns import holds_cached_logits, student_inputs, teacher_columns
 from .companions import detached, is_companion
+from .first_rows import is_stream, read_first_rows
 from .objective import Objective
+from .problem_type import decide_problem_types
 from .projections import Projections
 from .quality_threshold import QualityThreshold, check_threshold, measure_threshold
 from .record import describe_stage
-from .run import DistillationRun, build_teachers
+from .resuming import check_plain_checkpoint, check_same_training, chosen_checkpoint
+from .run import PROJECTION_ROWS, DistillationRun, build_teachers
 
 
 class DistillationTrainer(Trainer):
@@ -35,9 +37,10 @@ class DistillationTrainer(Trainer):
     as `{name}_loss`. Evaluation and prediction are Trainer's own and run the student alone.
 
     Projections to the teacher's width start at the least-squares fit on the first training rows (256 rows or 8,192
-    tokens). They live in the student only while `train` runs, and each checkpoint has a file for them. The same holds
-    for the parameters of losses. The student's configuration records what it was trained on (`hf_tinybert.lineage`),
-    and its model card shows the record.
+    tokens). They live in the student only within a training step, and each checkpoint has a file for them. The same
+    holds for the parameters of losses. Callbacks, evaluation and whoever saves the student meet the plain student. At
+    the end student and teachers are handed back as they came. The student's configuration records what it was trained
+    on (`hf_tinybert.lineage`), and its model card shows the record.
 
     With `push_to_hub`, the constructor fails if the Hub cannot be reached or refuses the student. A push that fails
     during training is a warning, because the push at the end holds everything. No file holds `hub_token`.
@@ -121,12 +124,11 @@ class DistillationTrainer(Trainer):
         self._passed_losses = None if losses is None else list(losses)
         self.losses = args.build_losses() if losses is None else self._passed_losses
         self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self._passed_losses or ()]
-        if args.n_gpu > 1:
-            raise ValueError("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate.")
-        if args.balance_losses and self._shards_itself:
-            raise ValueError("balance_losses does not work with FSDP or DeepSpeed: leave it out.")
+        check_parallelism(args, self._shards_itself)
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
         check_losses(self.losses, bool(models), holds_cached_logits(self.train_dataset))
+        rows = [] if is_stream(self.train_dataset) else self.train_dataset
+        decide_problem_types(self, models, rows, self._collate)
         self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
         if self._has_threshold:
@@ -142,15 +144,21 @@ class DistillationTrainer(Trainer):
 
     # ---- The time in which student and teacher are set up to be read ----
 
-    def train(self, *args, **kwargs):
-        """Trainer's `train`; the student is handed back as it came, also if training ends in an exception."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trainer's `train`; the student is handed back as it came, also if training ends in an exception.
+
+        Raises:
+            ValueError: If the checkpoint is not one of this training: of other losses, layers or sizes, or of none.
+        """
+        self._checkpoint = chosen_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if not self.losses:
-            return super().train(*args, **kwargs)
+            check_plain_checkpoint(self._checkpoint)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         try:
             with contextlib.ExitStack() as self._runs:
                 if self.model_init is None:
                     self._start_run(self.model)
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._runs = self._run = None
 
@@ -170,28 +178,36 @@ class DistillationTrainer(Trainer):
             self._start_run(self.model)
 
     def _start_run(self, student: PreTrainedModel) -> None:
-        if self.train_dataset is None or (has_length(self.train_dataset) and len(self.train_dataset) == 0):
-            raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
+        self._runs.callback(setattr, self, "data_collator", self.data_collator)
+        self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
         # args may have changed since the trainer was made (hyperparameter_search)
         self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
         check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
         models = [teacher.model for teacher in self.teachers]
+        data = DataRecord.from_rows(self.train_dataset, self.data_name)
+        count = PROJECTION_ROWS if any(loss.projects for loss in self.losses) else 1
+        first_rows, self.train_dataset = read_first_rows(self.train_dataset, count)
+        decide_problem_types(self, models, first_rows, self._collate)
         self.teachers = build_teachers(student, models, self.losses, self.args)
         self._batch_mean = BatchMean(self.accelerator)  # which each trial replaces
-        self._runs.callback(setattr, self, "data_collator", self.data_collator)
-        self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
         if holds_cached_logits(self.train_dataset):
             self.data_collator = pad_logits(self.data_collator, prediction_head_of(student))
-        data = DataRecord.from_rows(self.train_dataset, self.data_name)
         batch_size = self.get_total_train_batch_size(self.args)
         stage = describe_stage(self.losses, self.teachers, self.args, data, self.augmentation, batch_size)
+        check_same_training(self._checkpoint, student, stage)
         self._runs.enter_context(recorded(student.config, stage))
         run = DistillationRun(
             student, self.teachers, self.losses, self.args, self.accelerator, self._batch_mean, self._projections
         )
         self._run = self._runs.enter_context(run)
-        self.train_dataset = run.start(self.train_dataset, self._collate)
+        self._runs.enter_context(BetweenSteps(run, self.log).ahead_of(self.callback_handler.callbacks))
+        self.train_dataset = run.start(self.train_dataset, first_rows, self._collate)
         self._projections = run.companions.projections
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        """What trains beside the student while `train` runs, by name: projections, and losses with parameters."""
+        return {} if self._run is None else self._run.companions.modules
 
     @property
     def _collate(self) -> Callable[[list[dict]], dict[str, Any]]:
@@ -201,18 +217,13 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         """Trainer's; projections and losses' parameters also join an optimizer that was made before them."""
-        optimizer = super().create_optimizer(model)
         if self._run is None:
-            return optimizer
-        config = self._student.config  # each attempt of auto_find_batch_size begins here, with another batch size
-        stage = replace(last_stage(config), batch_size=self.get_total_train_batch_size(self.args))
-        replace_last_stage(config, stage)
-        self._run.objective.restart()
+            return super().create_optimizer(model)
+        self._run.companions.join(self._run.student)
+        optimizer = super().create_optimizer(model)
+        self._run.restart(self.get_total_train_batch_size(self.args))  # also of an attempt of auto_find_batch_size
         if not self._shards_itself:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            missing = [parameter for parameter in self._run.companions.parameters() if id(parameter) not in held]
-            # into a group of the user's, so that the user's scheduler knows its learning rate
-            optimizer.param_groups[0]["params"].extend(missing)
+            self._run.companions.join_optimizer(optimizer)
         return optimizer
 
     # ---- The loss ----
@@ -224,13 +235,23 @@ class DistillationTrainer(Trainer):
             self._batch_mean.count(batch_samples, device)
         return batch_samples, num_items_in_batch
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Trainer's, in which the student is set up to be read and losses and gradients have to be finite."""
+        if self._run is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with self._run.step():
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.accelerator.sync_gradients:
+                self._run.finite.check(self._student, self.state.global_step + 1)
+            return loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Σ λ_i·L_i while `train` runs and the model is in train mode; Trainer's own loss otherwise."""
-        if self._run is None or not model.training:
+        """Σ λ_i·L_i in a training step; Trainer's own loss otherwise."""
+        if self._run is None or not self._run.in_step:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._run.check_inputs(inputs, self.train_dataset)
         forward = partial(self._student_forward, model, self._student_inputs(inputs), num_items_in_batch)
-        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps, self.log)
+        loss, outputs = self._run.loss(inputs, forward, self.state.global_step, self.state.max_steps)
         return (loss, outputs) if return_outputs else loss
 
     def _student_forward(self, model: nn.Module, inputs, num_items_in_batch, extra: dict[str, Any], labels: bool):
@@ -256,25 +277,16 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.losses:
-            columns = [TEACHER_LOGITS, TEACHER_ROW, *self._teacher_columns]
-            self._signature_columns += [name for name in columns if name not in self._signature_columns]
-
-    @property
-    def _teacher_columns(self) -> set[str]:
-        # the encoder runs alone if no loss reads logits, and it may take more than the model names
-        models = [model for teacher in self.teachers for model in (teacher.model, teacher.model.base_model)]
-        return {name for model in models for name in forward_columns(model)}
+            columns = teacher_columns(self.teachers)
+            self._signature_columns += sorted(columns - set(self._signature_columns))
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` without what only the teacher has (cached logits, token types beside a DistilBERT student)."""
-        if not self.losses:
-            return inputs
-        teacher_only = {TEACHER_LOGITS, TEACHER_ROW} | self._teacher_columns - set(forward_columns(self._student))
-        return {name: value for name, value in inputs.items() if name not in teacher_only}
+        return student_inputs(inputs, self._student, self.teachers) if self.losses else inputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Trainer's, on the columns that the student takes."""
-        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        """Trainer's, on the columns that the student takes; without padding if training is."""
+        with contextlib.nullcontext() if self._run is None else self._run.prediction_step():
+            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     # ---- Checkpoints: the student as it is, its companions beside it ----
 
@@ -291,23 +303,13 @@ class DistillationTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._run is not None and not self._shards_itself and self.args.should_save:
-            self._run.companions.save(output_dir)
+        if self._run is not None and self.args.should_save:
+            self._run.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._run is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        resume(self._student.config, resume_from_checkpoint)
-        self._run.objective.factors = last_stage(self._student.config).factors
-        if self._shards_itself:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        with detached(self._student):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._run.companions.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        with detached(self._student) if not self._shards_itself else contextlib.nullcontext():
-            super()._load_best_model()
+        if self._run is not None:
+            self._run.resume(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # ---- The Hub ----
 

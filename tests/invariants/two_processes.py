@@ -10,11 +10,10 @@ import torch
 from accelerate import PartialState
 from conftest import bert_config, build, pad, rows
 from extensions import ScaledLogits
-from short_runs import distil
+from short_runs import companion_parameters, distil
 from transformers import BertForSequenceClassification, BertForTokenClassification, TrainerCallback
 
 from hf_tinybert import AttentionLoss, EmbeddingLoss, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.training.companions import PROJECTIONS
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ProjectionRecorder(TrainerCallback):
     """Remembers the projections after each step."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.last = {name: p.detach().clone() for name, p in getattr(model, PROJECTIONS).named_parameters()}
+        self.last = {name: p.detach().clone() for name, p in companion_parameters(self.trainer).items()}
 
 
 def train(variant: Variant, folder: Path) -> dict:

@@ -107,7 +107,8 @@ ARGUMENTS: dict[str, list[Any]] = {
     "loss_type": [["attention"], ["hidden"], ["prediction", "task"], ["relation"], ["cosine"], ["patience"], ["x"], [],
                   ["attention_kl"], ["minilm"], ["embedding", "embedding"], "attention"],
     "loss_weights": [[1.0], [0.0], [-1.0], [1.0, 2.0], [float("nan")], [1e38], []],
-    "layer_mapping": ["uniform", "last", "skip", "nonsense", [[1, 1]], [[1, 4], [2, 9]], [[0, 0]], [], [[2, 1], [1, 2]]],
+    "layer_mapping": ["uniform", "last", "skip", "nonsense", [[1, 1]], [[1, 4], [2, 9]], [[0, 0]], [],
+                      [[2, 1], [1, 2]]],
     "loss_schedules": [["linear"], ["constant"], ["nonsense"], ["cosine", "linear"], []],
     "balance_losses": [True],
     "teacher_weights": [[1.0], [0.0], [1.0, 1.0], [-1.0], []],
@@ -355,7 +356,7 @@ def is_explained(error: Exception) -> bool:
 
 def half_written(out: Path) -> list[str]:
     """What a case left behind that is not whole."""
-    left = [path for path in out.rglob(".part-*")]
+    left = list(out.rglob(".part-*"))
     left += [path for path in out.rglob("checkpoint-*") if not (path / "trainer_state.json").exists()]
     for path in out.rglob("*.json"):
         try:

@@ -235,11 +235,15 @@ def test_cached_logits_are_the_combined_ones(tmp_path, student, teacher, other):
 
 
 def test_lower_precision_is_logged_for_all(tmp_path, student, teacher, other):
+    seen = []
+    for model in (teacher, other):
+        model.base_model.register_forward_hook(lambda module, *_: seen.append(module.dtype))
     trainer, _, _ = distil(tmp_path, student, [teacher, other], teacher_dtype="bfloat16")
     errors = {name: value for name, value in trainer.state.log_history[0].items() if "dtype_error" in name}
     assert {"prediction_loss_dtype_error", "hidden_loss_teacher2_dtype_error"} <= set(errors)
     assert all(0 < value < 0.03 for value in errors.values())
-    assert {p.dtype for model in (teacher, other) for p in model.parameters()} == {torch.bfloat16}
+    assert seen[-2:] == [torch.bfloat16] * 2
+    assert {p.dtype for model in (teacher, other) for p in model.parameters()} == {torch.float32}
 
 
 def test_lineage_and_card_name_every_teacher(tmp_path, student, teacher, other):

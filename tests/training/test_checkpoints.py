@@ -97,7 +97,7 @@ def test_a_corrupt_best_model_counts_as_well(tmp_path, caplog):
     checkpoint(tmp_path, 4, best=4)
     checkpoint(tmp_path, 6, best=4)
     damage(tmp_path / "checkpoint-4/model.safetensors", "cut off")
-    with pytest.raises(ValueError, match="of its best model, checkpoint-4, model.safetensors is corrupt"):
+    with pytest.raises(ValueError, match=r"of its best model, checkpoint-4, model.safetensors is corrupt"):
         check_checkpoint(tmp_path / "checkpoint-6")
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 

@@ -12,7 +12,7 @@ import torch
 from conftest import VOCAB, bert_config, build, pad, rows
 from datasets import Dataset
 from safetensors.torch import load_file
-from short_runs import arguments, assert_same_run, distil
+from short_runs import arguments, assert_same_run, companion_parameters, distil
 from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForSequenceClassification,
@@ -152,12 +152,13 @@ class InTraining(TrainerCallback):
         self.projections, self.zeroed, self.norms, self.raise_at = [], [], [], None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.projections.append([p.detach().clone() for p in getattr(model, PROJECTIONS).parameters()])
-        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        companions = companion_parameters(self.trainer).values()
+        self.projections.append([p.detach().clone() for p in companions])
+        gradients = torch.cat([p.grad.flatten() for p in (*model.parameters(), *companions) if p.grad is not None])
         self.norms.append(gradients.norm().item())
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.zeroed.append(all(p.grad is None for p in getattr(model, PROJECTIONS).parameters()))
+        self.zeroed.append(all(p.grad is None for p in companion_parameters(self.trainer).values()))
         if state.global_step == self.raise_at:
             raise KeyboardInterrupt
 
@@ -401,7 +402,7 @@ def test_optimizers_and_schedulers(tmp_path, student, teacher, optim, scheduler)
 def test_a_users_own_optimizer_trains_what_it_holds(tmp_path, student, teacher):
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     before, callback = copy.deepcopy(student.state_dict()), InTraining()
-    DistillationTrainer(
+    callback.trainer = DistillationTrainer(
         student,
         arguments(tmp_path, max_steps=2),
         pad,
@@ -409,7 +410,8 @@ def test_a_users_own_optimizer_trains_what_it_holds(tmp_path, student, teacher):
         callbacks=[callback],
         optimizers=(optimizer, None),
         teacher_model=teacher,
-    ).train()
+    )
+    callback.trainer.train()
     assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
     for first, last in zip(callback.projections[0], callback.projections[-1], strict=True):
         assert not torch.equal(first, last)
@@ -518,11 +520,20 @@ def test_an_empty_data_set_is_refused(tmp_path, student, teacher):
         distil(tmp_path, student, teacher, train_dataset=empty)
 
 
+def recorded_dtypes(teacher):
+    """The data types of what the teacher's first layer returns from now on."""
+    seen = []
+    teacher.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    return seen
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_teacher_in_lower_precision_says_what_it_changes(tmp_path, student, teacher, dtype):
     full = distil(tmp_path / "full", copy.deepcopy(student), copy.deepcopy(teacher), max_steps=2)
+    seen, weights = recorded_dtypes(teacher), copy.deepcopy(teacher.state_dict())
     trainer, logs, _ = distil(tmp_path / "low", student, teacher, max_steps=2, teacher_dtype=dtype)
-    assert {p.dtype for p in teacher.parameters()} == {getattr(torch, dtype)}
+    assert seen[-1] == getattr(torch, dtype)
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
     errors = {name: value for name, value in trainer.state.log_history[0].items() if "dtype_error" in name}
     assert set(errors) == {f"{name}_loss_dtype_error" for name in ("attention", "hidden", "embedding", "prediction")}
     for name, error in errors.items():
@@ -601,9 +612,11 @@ def test_compiled_it_is_the_same_run_for_batches_of_many_lengths(tmp_path, stude
     assert 0 < counters["stats"]["unique_graphs"] <= 10, counters  # student, teacher and projections, by size and free
 
 
-def test_layers_left_out_of_one_run_have_the_lower_precision_in_the_next(tmp_path, student, teacher):
+def test_a_teacher_of_which_layers_are_left_out_is_whole_and_in_full_precision_afterwards(tmp_path, student, teacher):
+    seen, weights = recorded_dtypes(teacher), copy.deepcopy(teacher.state_dict())
     steps = {"loss_type": ["hidden"], "layer_mapping": "bottom"}, {"loss_type": ["prediction"]}
     for step in steps:  # the first runs two of the teacher's four layers
         distil(tmp_path, student, teacher, teacher_dtype="bfloat16", **step)
-    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+        assert seen[-1] == torch.bfloat16
+        assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
     assert [name for name, _ in teacher.bert.encoder.named_children()] == ["layer"]
