@@ -87,11 +87,6 @@ def disk_errors(path: str | Path, action: str = "write to", remains: str = "") -
         raise DiskError(f"Cannot {action} {name or path}: {reason}. {advice}.{remains}") from error
 
 
-def is_full(error: DiskError) -> bool:
-    """Whether a `DiskError` is about space, which a smaller file or another disk has."""
-    return any(f": {DISK_ERRORS[number][0]}." in str(error) for number in FULL)
-
-
 def _disk_cause(error: BaseException | None) -> tuple[int, str | None] | None:
     """The number of the disk's error that an exception, or what it came from, is about, and the file."""
     while error is not None:
