@@ -60,9 +60,7 @@ def test_a_full_disk(tmp_path, kind):
     assert message.endswith(". Nothing is lost.")
     with small_disk(tmp_path / "small", "300k") as mounted:
         if mounted:
-            with pytest.raises(
-                DiskError, match=r"small: the disk is full\. Free space there, .* Nothing is lost"
-            ):
+            with pytest.raises(DiskError, match=r"small: the disk is full\. Free space there, .* Nothing is lost"):
                 write(kind, tmp_path / "small/file")
 
 

@@ -10,7 +10,6 @@ from accelerate import PartialState
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
     set_seed,
@@ -21,6 +20,7 @@ from ..models.loading import from_pretrained, load_tokenizer
 from ..sharded_map import with_sound_caches
 from ..students import TINYBERT4, create_student
 from .phase import GENERAL, Phase
+from .resumable import BatchMasks
 from .runs import TrainingData, claim, initialisation, train_once
 from .text import tokenize_text
 
@@ -101,7 +101,7 @@ def general_distillation(
         )
     else:
         model = from_pretrained(_model_class(masks), student)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+    collator = BatchMasks(tokenizer, mlm_probability=mlm_probability)
     training_data = TrainingData(rows, tokenizer, collator if masks else DataCollatorWithPadding(tokenizer))
     return train_once(model, phase, training_data, [teacher_model])[0]
 

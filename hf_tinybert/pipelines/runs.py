@@ -17,7 +17,7 @@ from ..training.arguments import DistillationArguments
 from ..training.checkpoints import STATE, model_fault, newest_checkpoint, remove_checkpoints
 from ..whole_files import check_writable, disk_errors, read_json, written_whole
 from .phase import Phase
-from .sampling import ResumableTrainer
+from .resumable import ResumableTrainer
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 

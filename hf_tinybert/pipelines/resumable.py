@@ -1,8 +1,11 @@
-"""Batches of rows of similar length whose order depends on seed and epoch alone, so that resuming is exact."""
+"""Order and masks of batches that depend on no random state that a checkpoint lacks, so that resuming is exact."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..training.trainer import DistillationTrainer
@@ -39,3 +42,16 @@ class ResumableTrainer(DistillationTrainer):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochLengthSampler(sampler.batch_size, sampler.lengths, seed, lambda: int(self.state.epoch or 0))
+
+
+class BatchMasks(DataCollatorForLanguageModeling):
+    """`DataCollatorForLanguageModeling` whose masks follow from the tokens of the batch.
+
+    A data loader collates a batch ahead. transformers' masks, from the global random state, are therefore others after
+    a checkpoint than without one. As the rows of a batch change from epoch to epoch, the masks do too.
+    """
+
+    def torch_mask_tokens(self, inputs: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Masked tokens and their labels."""
+        self.generator = torch.Generator().manual_seed(zlib.crc32(inputs.contiguous().numpy()))
+        return super().torch_mask_tokens(inputs, *args, **kwargs)
