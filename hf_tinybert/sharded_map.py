@@ -1,22 +1,16 @@
 """`datasets.map` for expensive functions: in shards, shared between processes, cached on disk shard by shard."""
 
 import hashlib
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import datasets
-import pyarrow as pa
 from accelerate import PartialState
-from transformers.utils import logging
+from tqdm.auto import tqdm
 
+from .sound_caches import cache_file, remove_corrupt
 from .whole_files import disk_errors
-
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
-
-T = TypeVar("T")
-logger = logging.get_logger(__name__)
 
 
 def sharded_map(
@@ -47,73 +41,37 @@ def sharded_map(
         DiskError: If the disk of the cache is full or cannot be written to.
     """
     state, count = PartialState(), max(1, -(-len(dataset) // shard_size))
+    bar = tqdm(total=len(dataset), desc=desc, unit="row", disable=not state.is_main_process)
+
+    def counted(batch: dict[str, list]) -> dict[str, list]:
+        result = function(batch)
+        bar.update(len(next(iter(batch.values()))))
+        return result
 
     def mapped_shard(index: int) -> datasets.Dataset:
         rows = dataset.shard(count, index, contiguous=True) if count > 1 else dataset
         name = hashlib.sha256(f"{rows._fingerprint} {key}".encode()).hexdigest()[:16]
-        progress = desc if count == 1 else f"{desc} {index + 1}/{count}"
         cached = cache_file(rows, name)
         remove_corrupt(cached)
-        with disk_errors(cached or "memory"):
-            return rows.map(function, batched=True, new_fingerprint=name, desc=progress, **map_arguments)
+        with _without_bars(), disk_errors(cached or "memory"):
+            return rows.map(counted, batched=True, new_fingerprint=name, **map_arguments)
 
-    shards = {index: mapped_shard(index) for index in range(state.process_index, count, state.num_processes)}
-    state.wait_for_everyone()  # Then the shards of the other processes are on disk.
-    return datasets.concatenate_datasets([shards[i] if i in shards else mapped_shard(i) for i in range(count)])
-
-
-def cache_file(rows: datasets.Dataset, fingerprint: str) -> Path | None:
-    """Where `datasets` caches the result of a map over these rows; None if they are not on disk."""
-    if not rows.cache_files:
-        return None
-    return Path(rows.cache_files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")
+    with bar:
+        shards = {index: mapped_shard(index) for index in range(state.process_index, count, state.num_processes)}
+        state.wait_for_everyone()  # Then the shards of the other processes are on disk.
+        mapped = [shards[i] if i in shards else mapped_shard(i) for i in range(count)]
+        bar.update(len(dataset) - bar.n)  # with the rows that were on disk
+    return datasets.concatenate_datasets(mapped)
 
 
-def remove_corrupt(cached: Path | None) -> bool:
-    """Remove a cache file that cannot be read, so that it is made again, and warn of it; returns whether it did."""
-    if cached is None or not cached.exists():
-        return False
-    with disk_errors(cached, "read"):
-        reason = _arrow_fault(cached)
-        if reason is not None:
-            logger.warning(f"The cache file {cached} is corrupt ({reason}): it is made again.")
-            cached.unlink()
-        return reason is not None
-
-
-def with_sound_caches(rows: datasets.Dataset | datasets.IterableDataset, mapped: Callable[[], T]) -> T:
-    """Call a function that maps rows, and once more without the cache files beside them that turn out to be corrupt.
-
-    Args:
-        rows: The rows.
-        mapped: A function that calls `datasets.Dataset.map`.
-
-    Returns:
-        What it returns.
-
-    Raises:
-        DiskError: If the disk of the cache is full or cannot be written to.
-    """
-    folders = {Path(file["filename"]).parent for file in getattr(rows, "cache_files", None) or ()}
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The bar of `datasets` is left out: there would be one for each shard."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
     try:
-        with disk_errors(next(iter(folders), "memory")):
-            return mapped()
-    except (pa.ArrowException, OSError):
-        removed = [remove_corrupt(path) for folder in folders for path in folder.glob("cache-*.arrow")]
-        if not any(removed):
-            raise
-        return mapped()
-
-
-def _arrow_fault(path: Path) -> str | None:
-    """Why an Arrow file of `datasets` cannot be read to its end; None if it can."""
-    try:
-        datasets.Dataset.from_file(str(path))
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the disk's, not the file's
-            raise
-        return str(error).splitlines()[0]
-    # a file that was cut off between two batches reads as a shorter one
-    with path.open("rb") as file:
-        file.seek(-len(END_OF_STREAM), os.SEEK_END)
-        return None if file.read() == END_OF_STREAM else "its end is missing"
+        yield
+    finally:
+        datasets.enable_progress_bars()

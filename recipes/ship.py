@@ -27,6 +27,7 @@ parser.add_argument("--text", nargs="+", default=["text"], help="one or two colu
 parser.add_argument("--data_name", default="tweets", help="name of the rows on the card")
 parser.add_argument("--to", help="repository, user/name")
 parser.add_argument("--private", action="store_true")
+parser.add_argument("--min_agreement", type=float, help="lowest share of equal answers of int8 (default: 0.98)")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/ship"))
 options = parser.parse_args()
 
@@ -64,8 +65,8 @@ if options.to:
     local = AutoModelForSequenceClassification.from_pretrained(options.student)
     print("Pulled by id, logits equal:", torch.equal(logits(student, texts), logits(local, texts)))
 
-onnx = export_onnx(student, tokenizer, options.output_dir)
-for path in (onnx, quantize_onnx(options.output_dir)):
+onnx = export_onnx(student, tokenizer, options.output_dir, calibration_dataset=tokens)
+for path in (onnx, quantize_onnx(options.output_dir, tokens, options.min_agreement)):
     onnx_logits, torch_logits = logits(load_onnx(path), texts), logits(student, texts)
     same = (onnx_logits.argmax(-1) == torch_logits.argmax(-1)).float().mean().item()
     megabytes = path.stat().st_size / 1e6

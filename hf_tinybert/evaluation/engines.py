@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm, trange
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.agreement import Answers, answers_of_logits, join_answers
+from ..models.agreement import agreement as measure_agreement
 from ..models.export import export_onnx, load_onnx, quantize_onnx
 from ..models.prediction_heads import prediction_head_of
 from .comparison import Agreement
@@ -51,16 +53,18 @@ class RunOutputs:
     Attributes:
         predictions: Of each run, what Trainer gives to `compute_metrics`, in the order of the rows.
         seconds: The time of each run for all rows.
+        engine_agreement: Of each run, its agreement with the same model in the first engine (`models.agreement`).
     """
 
     predictions: list[EvalPrediction]
     seconds: list[float]
+    engine_agreement: list[float]
 
 
 def runs_of(
     role: str, model: PreTrainedModel, engines: Sequence[str], processing_class: PreTrainedTokenizerBase, folder: Path
 ) -> Iterator[Run]:
-    """One run for each engine.
+    """One run for each engine. What int8 changes is measured on the rows of the report, and refuses nothing.
 
     Args:
         role: "teacher" or "student".
@@ -69,12 +73,12 @@ def runs_of(
         processing_class: The tokenizer.
         folder: Where the ONNX files are written.
     """
-    exported = export_onnx(model, processing_class, folder) if set(engines) != {"torch"} else None
+    exported = export_onnx(model, processing_class, folder, min_agreement=0) if set(engines) != {"torch"} else None
     for engine in engines:
         if engine == "torch":
             yield Run(role, engine, torch_forward(model), model.get_memory_footprint())
         else:
-            path = exported if engine == "onnx" else quantize_onnx(folder)
+            path = exported if engine == "onnx" else quantize_onnx(folder, min_agreement=0)
             size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))  # large ones keep weights beside
             yield Run(role, engine, load_onnx(path), size)
 
@@ -123,6 +127,7 @@ def predict(
     """
     chunks = rows.chunks(batch_size)
     outputs: list[list[np.ndarray]] = [[] for _ in runs]
+    answers: list[list[Answers]] = [[] for _ in runs]
     labels, inputs, seconds = [], [], [0.0] * len(runs)
     _warm_up(runs, rows.batch(chunks[0]))
     for chunk in tqdm(chunks, desc="Predicting", leave=False):
@@ -136,6 +141,8 @@ def predict(
             logits.append(run.call(batch))
             seconds[index] += perf_counter() - start
         logits = [_without_padding(values, batch) for values in logits]
+        for parts, values in zip(answers, logits, strict=True):
+            parts.append(answers_of_logits(agreement.prediction_head, values, labels[-1]))
         if preprocess_logits is not None:
             agreement.add(logits, labels[-1])
             logits = [_preprocessed(preprocess_logits, rows, values, labels[-1]) for values in logits]
@@ -149,7 +156,15 @@ def predict(
     else:
         whole = [rows.join(parts, chunks) for parts in outputs]
     predictions = [EvalPrediction(values, rows.unstack(whole_labels), inputs=whole_inputs) for values in whole]
-    return RunOutputs(predictions, seconds)
+    return RunOutputs(predictions, seconds, _engine_agreement(runs, answers, len(rows)))
+
+
+def _engine_agreement(runs: Sequence[Run], answers: Sequence[Sequence[Answers]], rows: int) -> list[float]:
+    joined = [join_answers(batches) for batches in answers]
+    first: dict[str, Answers] = {}
+    for run, values in zip(runs, joined, strict=True):
+        first.setdefault(run.model, values)
+    return [measure_agreement(first[run.model], values, rows) for run, values in zip(runs, joined, strict=True)]
 
 
 def _warm_up(runs: Sequence[Run], batch: Batch) -> None:

@@ -24,6 +24,8 @@ class Measurement:
         megabytes: 10⁶ bytes, of weights and buffers in torch, else of the file.
         latency_ms: Milliseconds of the forward of one row, quantiles `p50` and `p95`.
         throughput: Rows per second of the forward in batches.
+        engine_agreement: How far the answers are those of the same model in the first engine: the share of equal ones,
+            or the correlation of scores (`models.agreement`).
     """
 
     model: str
@@ -38,6 +40,7 @@ class Measurement:
     megabytes: float
     latency_ms: dict[str, float]
     throughput: float
+    engine_agreement: float = 1.0
 
     @property
     def engine_name(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..models.agreement import MIN_AGREEMENT, MIN_CORRELATION
 from .measurement import Measurement, distinct_metrics
 
 CLASSES = 5  # in the notes
@@ -55,11 +56,26 @@ def to_notes(
     return [
         f"Retained and agreement are against the teacher in {engine}; 95 %: bootstrap interval over examples. Student "
         f"− teacher in {engine}: {', '.join(differences)}.",
+        *_engine_notes(measurements),
         *_class_notes(student),
         f"{rows} rows of {lengths['mean']:.0f} tokens on average, {lengths['max']:.0f} at most. ms: forward of one "
         f"row; rows/s: in batches of {batch_size}; GFLOP: one row of {lengths['flops']:.0f} tokens. "
         f"{', '.join(f'{name} {value}' for name, value in machine.items())}.",
     ]
+
+
+def _engine_notes(measurements: Sequence[Measurement]) -> list[str]:
+    """A warning for each model that an engine changes by more than an export allows."""
+    notes, engine = [], measurements[0].engine_name
+    for m in measurements:
+        value, correlates = m.engine_agreement, "pearson" in m.agreement
+        if value < (MIN_CORRELATION if correlates else MIN_AGREEMENT):
+            changes = f"correlates by {value:.3f} with" if correlates else f"gives {_percent(value)} of the answers of"
+            notes.append(
+                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. The export to this "
+                "format would be refused."
+            )
+    return notes
 
 
 def _class_notes(student: Measurement) -> list[str]:

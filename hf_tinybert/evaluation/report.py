@@ -122,6 +122,7 @@ class StudentReport:
                     megabytes=run.bytes / 1e6,
                     latency_ms={"p50": p50, "p95": p95},
                     throughput=len(rows) / outputs.seconds[index],
+                    engine_agreement=outputs.engine_agreement[index],
                 )
             )
         return cls(measurements, len(rows), rows.token_counts, batch_size, resamples, _machine(teacher, engines))

@@ -1,9 +1,11 @@
 """ONNX graphs: traced from a model, run in ONNX Runtime, compared with torch."""
 
+import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .prediction_heads import prediction_head_of
+from .families import subclasses
+from .prediction_heads import PredictionHead, prediction_head_of
+from .row_checks import InputLimits
 
 if TYPE_CHECKING:
     import onnxruntime
+
+HEAD, LIMITS = "hf_tinybert.prediction_head", "hf_tinybert.limits"  # in the metadata of a graph
 
 
 def _inputs(config: PretrainedConfig, names: Sequence[str], *shape: int) -> dict[str, Tensor]:
@@ -55,6 +61,8 @@ def trace(twin: PreTrainedModel, names: Sequence[str], path: Path) -> None:
             output_names=list(outputs),
             verbose=False,
         )
+    limits = InputLimits.of_models([twin], choices="choices" in axes)
+    program.model.metadata_props.update({HEAD: prediction_head_of(twin).name, LIMITS: json.dumps(asdict(limits))})
     program.save(path)
 
 
@@ -70,6 +78,29 @@ def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
 def run_session(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     """The outputs of a graph, in its order."""
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
+
+
+def read_metadata(session: "onnxruntime.InferenceSession") -> tuple[PredictionHead, InputLimits]:
+    """The kind of prediction head of the model that `trace` wrote, and what its rows may hold.
+
+    Raises:
+        ValueError: If the graph was written by something else.
+    """
+    metadata = session.get_modelmeta().custom_metadata_map
+    kind = next((kind for kind in subclasses(PredictionHead) if kind.name == metadata.get(HEAD)), None)
+    if kind is None:
+        raise ValueError("model.onnx does not tell its kind of prediction head: write it again with export_onnx.")
+    return kind(), InputLimits(**json.loads(metadata[LIMITS]))
+
+
+def graph_forward(session: "onnxruntime.InferenceSession") -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """A graph as a function from inputs to named outputs."""
+    names = [value.name for value in session.get_outputs()]
+
+    def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(names, map(torch.from_numpy, run_session(session, inputs)), strict=True))
+
+    return forward
 
 
 def check_parity(twin: PreTrainedModel, path: Path, tolerance: float) -> None:

@@ -17,7 +17,7 @@ from transformers import (
 
 from ..losses import DistillationLoss
 from ..models.loading import from_pretrained, load_tokenizer
-from ..sharded_map import with_sound_caches
+from ..sound_caches import with_sound_caches
 from ..students import TINYBERT4, create_student
 from .phase import GENERAL, Phase
 from .resumable import BatchMasks

@@ -9,6 +9,7 @@ from typing import Any
 from ..losses import DistillationLoss
 from ..training.arguments import DISTILLATION_ARGUMENTS, DistillationArguments
 from ..training.checks import check_losses
+from .early_stopping import EarlyStopping
 
 INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
 TRAINING = {
@@ -43,6 +44,7 @@ class Phase:
         losses: The losses that it trains on; none for Trainer's own loss.
         teachers: Hub ids or folders of its own teachers; none for the teachers of the whole run.
         augmented: Whether it trains on augmented rows if the run has them.
+        early_stopping: When it stops before its last epoch; None for never.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Phase:
     losses: Sequence[DistillationLoss] = ()
     teachers: Sequence[str | Path] = ()
     augmented: bool = True
+    early_stopping: EarlyStopping | None = None
 
     @classmethod
     def build(
@@ -92,6 +95,12 @@ class Phase:
             {"class": type(loss).__name__, "name": loss.name, "weight": loss.weight, "settings": loss.settings}
             for loss in self.losses
         ]
+
+    @property
+    def title(self) -> str:
+        """What people call it: "Fine-tuning", "Intermediate phase"."""
+        title = self.name.replace("_", "-").capitalize()
+        return f"{title} phase" if self.name in ("intermediate", "prediction") else title
 
     @property
     def reads(self) -> frozenset[str]:

@@ -16,7 +16,9 @@ from transformers.utils import logging
 from ..training.arguments import DistillationArguments
 from ..training.checkpoints import STATE, model_fault, newest_checkpoint, remove_checkpoints
 from ..whole_files import check_writable, disk_errors, read_json, written_whole
+from .early_stopping import add_early_stopping
 from .phase import Phase
+from .progress import name_bar
 from .resumable import ResumableTrainer
 
 SETTINGS, RESULTS = "settings.json", "results.json"
@@ -124,7 +126,10 @@ def train_once(
     if not (phase.folder / STATE).exists():
         with disk_errors(phase.folder, remains=REMAINS):
             trainer = _trainer(model, phase, data, teachers)
-            trainer.train(resume_from_checkpoint=last_checkpoint(phase))
+            checkpoint = last_checkpoint(phase)
+            if phase.early_stopping is not None:
+                add_early_stopping(trainer, phase.early_stopping, checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
             _save(trainer, type(model), phase.folder)
     saved = load_saved(type(model), phase.folder)
     state = read_json(phase.folder / STATE, _again(phase.folder))
@@ -166,6 +171,7 @@ def _trainer(
         losses=phase.losses or None,
     )
     trainer.data_name, trainer.augmentation = data.name, data.augmentation
+    name_bar(trainer, phase.title)
     return trainer
 
 

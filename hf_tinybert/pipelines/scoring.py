@@ -4,6 +4,7 @@ import datasets
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..tasks import Task
+from .progress import name_bar
 
 
 def evaluate_task(
@@ -25,18 +26,19 @@ def evaluate_task(
     Returns:
         Split → metric → value.
     """
-    return {split: _evaluate_split(model, task, data[split], tokenizer, args) for split in task.validation}
+    return {split: _evaluate_split(model, task, data, split, tokenizer, args) for split in task.validation}
 
 
 def _evaluate_split(
     model: PreTrainedModel,
     task: Task,
-    rows: datasets.Dataset,
+    data: datasets.DatasetDict,
+    split: str,
     tokenizer: PreTrainedTokenizerBase,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    tokens = task.tokenize(rows, tokenizer)
-    score, scores = task.scorer(rows, tokens), {}
+    tokens = task.tokenize(data[split], tokenizer)
+    score, scores = task.scorer(data[split], tokens), {}
 
     def record(prediction: EvalPrediction) -> dict[str, float]:
         scores.update(score(prediction))
@@ -50,6 +52,7 @@ def _evaluate_split(
         processing_class=tokenizer,
         compute_metrics=record,
     )
+    name_bar(trainer, f"Scoring {split}", leave=False)
     trainer.evaluate()
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 stays around its forward
     return scores

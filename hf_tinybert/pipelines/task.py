@@ -9,22 +9,24 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers.utils import logging
 
 from ..lineage import Lineage, ModelRecord
 from ..losses import TaskLoss
 from ..models.loading import load_tokenizer
-from ..sharded_map import with_sound_caches
+from ..sound_caches import with_sound_caches
 from ..students import TINYBERT4, create_student
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
 from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
-from .phase import FINE_TUNING, INTERMEDIATE, PREDICTION, Phase, model_names
+from .early_stopping import EarlyStopping
+from .phase import Phase, model_names
 from .runs import TrainingData, claim, initialisation, load_saved, read_results, train_once, write_results
 from .scoring import evaluate_task
+from .task_phases import TaskPhases
 
-HUB = ("push_to_hub", "hub_")
-PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
+logger = logging.get_logger(__name__)
 
 
 def task_distillation(
@@ -39,6 +41,7 @@ def task_distillation(
     fine_tuning: Mapping[str, Any] | None = None,
     intermediate: Mapping[str, Any] | None = None,
     prediction: Mapping[str, Any] | None = None,
+    early_stopping: EarlyStopping | None = None,
     **arguments,
 ) -> dict[str, Any]:
     """Distil a teacher into a student for one task: the second stage of TinyBERT (Jiao et al., 2020, section 3.2).
@@ -71,12 +74,15 @@ def task_distillation(
             - `augmented`: False trains the phase on the plain rows.
         prediction: The same of the prediction phase, which selects and saves the student. The default loss is
             "prediction".
+        early_stopping: When the prediction phase stops before its last epoch, by its score on the first validation
+            split; default never.
         arguments: `DistillationArguments` of all three trainings, except those of the Hub, which are of the prediction
             phase alone (`hub_model_id`: default the name of `output_dir`).
 
     Returns:
         `teacher`, `student` and `student_last`: the metrics on each validation split (`teachers`: of every teacher);
-        `parameters`; `rows`, the number of training rows; `seconds` of each training. Also in `results.json`.
+        `parameters` and `megabytes` of teacher and student; `rows`, the number of training rows; `seconds` of each
+        training. Also in `results.json`.
 
     Raises:
         ValueError: If a teacher has other labels than the task, if the prediction phase has no epochs, or if
@@ -87,7 +93,9 @@ def task_distillation(
         task.check_labels(name)
     columns = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     output_dir = Path(output_dir)
-    phases = _Phases.build(task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {})
+    phases = TaskPhases.build(
+        task, output_dir, arguments, fine_tuning or {}, intermediate or {}, prediction or {}, early_stopping
+    )
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) > 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -105,79 +113,27 @@ def task_distillation(
     model = run.student(student, init, calibration_rows, models[0])
     augmented = run.augmented(augmentation, columns) if augmentation else run.training_data
     model = run.distil(model, models, augmented)
-    results = {
-        "teacher": scores[0],
-        **({"teachers": scores} if len(scores) > 1 else {}),
-        **run.student_scores(model),
-        "parameters": {"teacher": models[0].num_parameters(), "student": model.num_parameters()},
-        "rows": len(augmented.rows),
-        "seconds": run.seconds,
-    }
+    results = _teacher_scores(scores) | run.student_scores(model) | _sizes(models[0], model)
+    results |= {"rows": len(augmented.rows), "seconds": run.seconds}
     write_results(output_dir, results)
     return results
+
+
+def _teacher_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"teacher": scores[0]} | ({"teachers": scores} if len(scores) > 1 else {})
+
+
+def _sizes(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, dict[str, float]]:
+    models = {"teacher": teacher, "student": student}
+    return {
+        "parameters": {name: model.num_parameters() for name, model in models.items()},
+        "megabytes": {name: round(model.get_memory_footprint() / 1e6, 1) for name, model in models.items()},
+    }
 
 
 def _data_settings(task: Task, data: datasets.DatasetDict) -> dict[str, Any]:
     """What `settings.json` records of the data: of each split the number of rows, the first one and the last one."""
     return {"task": task.name, "rows": {split: [len(rows), rows[0], rows[-1]] for split, rows in data.items()}}
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """The three trainings of a run."""
-
-    fine_tuning: Phase
-    intermediate: Phase
-    prediction: Phase
-
-    @classmethod
-    def build(
-        cls,
-        task: Task,
-        folder: Path,
-        arguments: Mapping[str, Any],
-        fine_tuning: Mapping[str, Any],
-        intermediate: Mapping[str, Any],
-        prediction: Mapping[str, Any],
-    ) -> "_Phases":
-        """The phases of the user's arguments: those of all phases, and those of each."""
-        if "losses" in arguments:
-            raise ValueError("losses belong to a phase: pass intermediate={'losses': [...]} or prediction={...}.")
-        hub = {name: value for name, value in arguments.items() if name.startswith(HUB)}
-        shared = {name: value for name, value in arguments.items() if name not in hub}
-        if hub:
-            prediction = {"hub_model_id": folder.name, **hub, **prediction}
-        needed = task.evaluation_arguments
-        teacher = Phase("fine_tuning", folder / "teacher", {**FINE_TUNING, **needed, **shared, **fine_tuning})
-        DistillationArguments(str(teacher.folder), **teacher.arguments)  # raises before anything is trained
-        phases = cls(
-            teacher,
-            _distilling("intermediate", folder / "intermediate", INTERMEDIATE | needed, {**shared, **intermediate}),
-            _distilling("prediction", folder / "student", PREDICTION | needed, {**shared, **prediction}),
-        )
-        if phases.prediction.is_skipped:
-            raise ValueError("The prediction phase selects and saves the student: give it num_train_epochs above 0.")
-        return phases
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What `settings.json` records."""
-        recorded = {self.fine_tuning.name: self.fine_tuning.arguments}
-        for phase in (self.intermediate, self.prediction):
-            recorded[phase.name] = {
-                **phase.arguments,
-                "losses": phase.loss_settings,
-                "teacher": phase.teachers,
-                "augmented": phase.augmented,
-            }
-        return recorded
-
-
-def _distilling(name: str, folder: Path, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Phase:
-    """A phase that distils, by the user's arguments over its defaults."""
-    arguments = {key: value for key, value in {**defaults, **chosen}.items() if key not in PHASE_KEYS}
-    augmented = chosen.get("augmented", True)
-    return Phase.build(name, folder, arguments, chosen.get("losses"), chosen.get("teacher"), augmented)
 
 
 @dataclass
@@ -194,15 +150,16 @@ class _TaskRun:
 
     task: Task
     data: datasets.DatasetDict
-    phases: _Phases
+    phases: TaskPhases
     training_data: TrainingData
     states: dict[str, list[TrainerState]] = field(default_factory=dict)
 
     @classmethod
     def start(
-        cls, task: Task, data: datasets.DatasetDict, phases: _Phases, tokenizer: PreTrainedTokenizerBase
+        cls, task: Task, data: datasets.DatasetDict, phases: TaskPhases, tokenizer: PreTrainedTokenizerBase
     ) -> "_TaskRun":
         """Tokenise the data."""
+        logger.info("Tokenising " + ", ".join(f"{len(rows)} rows of {split}" for split, rows in data.items()) + ".")
         with PartialState().main_process_first():
             tokens = {
                 split: with_sound_caches(rows, partial(task.tokenize, rows, tokenizer)) for split, rows in data.items()
@@ -225,6 +182,7 @@ class _TaskRun:
             set_seed(phase.seed)
             model, untrained = self.task.load_model(name)
             if untrained:
+                logger.info(f"'{name}' has no prediction head for {self.task.name}: it is fine-tuned first.")
                 Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
                 folder = phase.folder if number == 1 else phase.folder.with_name(f"{phase.folder.name}_{number}")
                 model, state = train_once(model, replace(phase, folder=folder), self.training_data)
@@ -246,10 +204,13 @@ class _TaskRun:
         set_seed(phases.prediction.seed)
         if not isinstance(student, Mapping):
             return self.task.load_model(student)[0]
+        init = initialisation(init, phases.intermediate, phases.prediction)
+        if init == "teacher":
+            logger.info(f"Initialising the student from the teacher on {min(calibration_rows, len(rows))} rows.")
         return create_student(
             teacher,
             **student,
-            init=initialisation(init, phases.intermediate, phases.prediction),
+            init=init,
             calibration_dataset=rows.select(range(min(calibration_rows, len(rows)))),
             processing_class=self.training_data.tokenizer,
         )

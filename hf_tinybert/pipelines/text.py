@@ -5,6 +5,8 @@ from itertools import chain
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from ..tasks.column_checks import check_texts
+
 
 def tokenize_text(
     data: datasets.Dataset | datasets.IterableDataset,
@@ -27,7 +29,7 @@ def tokenize_text(
         The sequences as `input_ids`; if they are not packed, with the tokenizer's other columns.
 
     Raises:
-        ValueError: If the data has no such column.
+        ValueError: If the data has no such column, or if a row has no text in it.
     """
     # a stream from a generator, from text files or after a map does not know its columns: the first row does
     columns = list(data.column_names or next(iter(data), {}))
@@ -36,10 +38,20 @@ def tokenize_text(
     prefix, suffix = _special_tokens(tokenizer)
     length = max_length - len(prefix) - len(suffix)
 
+    if isinstance(data, datasets.Dataset):
+        check_texts(data, [text], "the data")
+
+    def check(texts):  # a stream is read only once
+        for value in texts:
+            if not isinstance(value, str):
+                raise ValueError(f"A row of the stream has {value!r} in '{text}': filter rows without text.")
+
     def truncate(batch):
+        check(batch[text])
         return tokenizer(batch[text], truncation=True, max_length=max_length)
 
     def pack(batch):
+        check(batch[text])
         documents = tokenizer(batch[text], add_special_tokens=False, verbose=False)["input_ids"]
         joined = list(chain.from_iterable([*ids, *suffix] for ids in documents))[: -len(suffix) or None]
         return {"input_ids": [[*prefix, *joined[i : i + length], *suffix] for i in range(0, len(joined), length)]}

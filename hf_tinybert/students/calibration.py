@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.forward import forward_columns
+from ..models.row_checks import InputLimits, check_rows, take_rows
 
 # One calibration row in four is held out.
 HELD_OUT_EVERY = 4
@@ -56,15 +57,17 @@ def calibration_batches(
         batch_size: The number of rows a batch.
 
     Raises:
-        ValueError: If a row has no tokens, or if there is no row.
+        ValueError: If there is no row, or if a column of a row does not fit the model; the message names both.
     """
     accepted = forward_columns(model.base_model)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
-    rows = [{name: list(row[name]) for name in names if name in row} for row in calibration_dataset]
-    if rows and np.ndim(rows[0].get("input_ids", [])[:1]) == 2:
-        rows = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
-    if not rows or not all(row.get("input_ids") for row in rows):
+    rows = take_rows(calibration_dataset, names)
+    if not rows or "input_ids" not in rows[0]:
         raise ValueError("calibration_dataset holds no tokens: pass tokenised rows, each with a non-empty input_ids.")
+    choices = isinstance(rows[0]["input_ids"], list) and np.ndim(rows[0]["input_ids"][:1]) == 2
+    check_rows(rows, InputLimits.of_models([model], choices), "calibration_dataset")
+    if choices:
+        rows = [dict(zip(row, choice, strict=True)) for row in rows for choice in zip(*row.values(), strict=True)]
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
     batches = []
     for start in range(0, len(rows), batch_size):

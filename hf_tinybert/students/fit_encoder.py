@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.utils.logging import tqdm
+from tqdm.auto import tqdm
 
 from ..least_squares import (
     Moments,

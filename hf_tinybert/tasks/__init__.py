@@ -3,7 +3,8 @@
 from .augmentation import Augmentation
 from .base import ExampleScorer, Task
 from .multiple_choice import SWAG, MultipleChoice
-from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, read_squad, squad_scores
+from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, squad_scores
+from .squad_format import read_squad
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
 from .word_vectors import WordVectors

@@ -1,16 +1,18 @@
 """What every task is: columns of text and labels, the prediction head, tokenisation, collation and metrics."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+from huggingface_hub.errors import HFValidationError
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.checks import check_label_names
 from ..models.loading import from_pretrained, load_config
+from .column_checks import check_texts
 
 
 class ExampleScorer:
@@ -48,6 +50,7 @@ class Task:
         config: The configuration of the data on the Hub.
         auto_class: The class that loads a model with a head for the task.
         evaluation_arguments: Arguments of Trainer that `scorer` needs.
+        text_levels: 0 if a column of text holds strings, 1 if it holds lists of strings.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Task:
 
     auto_class: ClassVar[type]
     evaluation_arguments: ClassVar[dict[str, Any]] = {}
+    text_levels: ClassVar[int] = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -78,6 +82,19 @@ class Task:
             return {}
         return {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
 
+    @classmethod
+    def head_labels(cls, name_or_path: str | Path) -> tuple[str, ...] | None:
+        """The labels of a model's head for this kind of task in the order of their ids; None if it has no such head.
+
+        Args:
+            name_or_path: A Hub id or folder.
+        """
+        config = load_config(name_or_path)
+        suffix = cls.auto_class.__name__.removeprefix("AutoModel")
+        if not any(name.endswith(suffix) for name in config.architectures or ()):
+            return None
+        return tuple(name for _, name in sorted(config.id2label.items()))
+
     def check_labels(self, name_or_path: str | Path) -> None:
         """Check that the head of a model, if it has one for this kind of task, has the labels of the task.
 
@@ -87,10 +104,8 @@ class Task:
         Raises:
             ValueError: If the labels differ.
         """
-        config = load_config(name_or_path)
-        suffix = self.auto_class.__name__.removeprefix("AutoModel")
-        if "id2label" in self.head and any(name.endswith(suffix) for name in config.architectures or ()):
-            check_label_names(self.head["id2label"], config.id2label, "task")
+        if "id2label" in self.head and (labels := self.head_labels(name_or_path)) is not None:
+            check_label_names(self.head["id2label"], dict(enumerate(labels)), "task")
 
     def load_model(self, name_or_path: str | Path) -> tuple[PreTrainedModel, bool]:
         """Load a model with a head for the task.
@@ -117,6 +132,7 @@ class Task:
 
         Raises:
             ValueError: If a split, a column or a label is missing or not the task's.
+            FileNotFoundError: If there is no such data, here or on the Hub.
         """
         source = source or self.source
         if source is None:
@@ -131,13 +147,13 @@ class Task:
                 raise ValueError(f"{local} has no {missing}.parquet, only {sorted(p.name for p in local.iterdir())}.")
             data = datasets.load_dataset("parquet", data_files=files)
         else:
-            data = datasets.load_dataset(str(source), self.config)
+            data = _from_hub(str(source), self.config)
         data = datasets.DatasetDict({split: data[split] for split in splits})
         self.check(data)
         return data
 
     def check(self, data: datasets.DatasetDict) -> None:
-        """Check that no split is empty or lacks a column; subclasses check the labels too.
+        """Check that no split is empty, lacks a column or has rows without a text; subclasses check the labels too.
 
         Raises:
             ValueError: If one is or does.
@@ -147,6 +163,7 @@ class Task:
             if missing or not len(rows):
                 where = f"{self.name}/{split}"
                 raise ValueError(f"{where} needs rows with {[*self.columns]}; it lacks {missing or 'rows'}.")
+            check_texts(rows, self.text, f"{self.name}/{split}", self.text_levels)
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The tokens and labels of `rows`, unpadded. `datasets` caches them."""
@@ -155,6 +172,24 @@ class Task:
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
         """The function that pads rows of `tokenize` to a batch."""
         return DataCollatorWithPadding(tokenizer)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that can select the model."""
+        raise NotImplementedError
+
+    def select_by(self, *metrics: str) -> "Task":
+        """The task whose model is selected by the mean of other metrics.
+
+        Args:
+            metrics: Some of `metric_names`.
+
+        Raises:
+            ValueError: If one of them is not.
+        """
+        if unknown := [name for name in metrics if name not in self.metric_names]:
+            raise ValueError(f"{self.name} is not scored by {unknown}: choose of {', '.join(self.metric_names)}.")
+        return replace(self, selected_by=metrics)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """For `Trainer(compute_metrics=...)`: every metric, and `score`, which selects the model."""
@@ -174,14 +209,30 @@ class Task:
         return values | {"score": float(np.mean([values[name] for name in self.selected_by]))}
 
 
+def _from_hub(name: str, config: str | None) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(name, config)
+    except (FileNotFoundError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"Cannot load '{name}', neither a folder here nor from the Hub: {reason}") from error
+
+
 def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: Sequence[str]) -> datasets.DatasetDict:
     """These columns of these splits.
 
     Raises:
+        TypeError: If the data is not a `DatasetDict` of data sets.
         ValueError: If a split or a column is missing.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"The data is {type(data).__name__}: pass a DatasetDict, as data.train_test_split(0.1) makes.")
     if missing := [split for split in splits if split not in data]:
         raise ValueError(f"The data has no split {missing}, only {list(data)}: name one with validation=.")
+    if wrong := [split for split in splits if not isinstance(data[split], datasets.Dataset)]:
+        kind = type(data[wrong[0]]).__name__
+        raise TypeError(
+            f"Split '{wrong[0]}' is {kind}: make a data set of it, for example by Dataset.from_list(rows)."
+        )
     present = data["train"].column_names
     if missing := [name for name in columns if name not in present]:
         raise ValueError(f"The data has no column {missing}, only {present}: name the columns of the task.")

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
+    a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return (a * b).sum() / scale if scale else 0.0
 
@@ -16,6 +16,12 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _one_hot(*labelings: np.ndarray) -> list[np.ndarray]:
+    """(rows, classes) of each labeling, for the classes that occur in one of them."""
+    classes = np.unique(np.concatenate(labelings))
+    return [(labels[:, None] == classes).astype(int) for labels in labelings]
 
 
 class ArrayMetric(evaluate.Metric):
@@ -27,10 +33,13 @@ class ArrayMetric(evaluate.Metric):
     Attributes:
         name: The name of the value.
         dtype: What predictions and references are converted to: "int64" (default) or "float64".
+        kinds: The kinds of labels that it scores, of "two classes", "classes" (more than two), "several labels" and
+            "scores".
     """
 
     name: str
     dtype = "int64"
+    kinds: tuple[str, ...] = ("two classes", "classes")
 
     def _info(self) -> evaluate.MetricInfo:
         return self._described(datasets.Value(self.dtype))
@@ -83,6 +92,7 @@ class F1(ArrayMetric):
     """2·TP / (2·TP + FP + FN) of class 1; 0 if that is 0/0."""
 
     name = "f1"
+    kinds = ("two classes",)
 
     @staticmethod
     def value(predictions, references):
@@ -94,6 +104,7 @@ class MicroF1(ArrayMetric):
     """2·TP / (2·TP + FP + FN) over all labels of all rows, (N, C) of 0 and 1; 1 if that is 0/0."""
 
     name = "micro_f1"
+    kinds = ("several labels",)
 
     def _info(self) -> evaluate.MetricInfo:
         return self._described(datasets.List(datasets.Value(self.dtype)))
@@ -104,12 +115,34 @@ class MicroF1(ArrayMetric):
         return 2 * (predictions * references).sum() / sizes if sizes else 1.0
 
 
+class MacroF1(ArrayMetric):
+    """The mean over classes, or over several labels, of 2·TP / (2·TP + FP + FN); 0/0 is 0.
+
+    The classes are those that occur in predictions or references.
+    """
+
+    name = "macro_f1"
+    kinds = ("two classes", "classes", "several labels")
+
+    @staticmethod
+    def value(predictions, references):
+        if predictions.ndim == 1:
+            predictions, references = _one_hot(predictions, references)
+        sizes = predictions.sum(0) + references.sum(0)
+        return (2 * (predictions * references).sum(0) / np.maximum(sizes, 1)).mean()
+
+
 class MatthewsCorrelation(ArrayMetric):
-    """Matthews correlation: the Pearson correlation of two binary labelings; 0 if one of them is constant."""
+    """Matthews correlation: the Pearson correlation of two labelings as one-hot vectors; 0 if one is constant.
+
+    Gorodkin (2004) for more than two classes.
+    """
 
     name = "matthews_correlation"
 
-    value = staticmethod(_correlation)
+    @staticmethod
+    def value(predictions, references):
+        return _correlation(*_one_hot(predictions, references))
 
 
 class Pearson(ArrayMetric):
@@ -117,6 +150,7 @@ class Pearson(ArrayMetric):
 
     name = "pearson"
     dtype = "float64"
+    kinds = ("scores",)
 
     value = staticmethod(_correlation)
 
@@ -126,10 +160,14 @@ class Spearman(ArrayMetric):
 
     name = "spearman"
     dtype = "float64"
+    kinds = ("scores",)
 
     @staticmethod
     def value(predictions, references):
         return _correlation(_ranks(predictions), _ranks(references))
+
+
+METRICS = (Accuracy, F1, MacroF1, MicroF1, MatthewsCorrelation, Pearson, Spearman)
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
+import pyarrow as pa
 from transformers import (
     AutoModelForMultipleChoice,
     DataCollatorForMultipleChoice,
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from .base import Task, select_columns
+from .column_checks import check_column, check_texts
 from .metrics import Accuracy
 
 
@@ -81,10 +83,16 @@ class MultipleChoice(Task):
         super().check(data)
         for split, rows in data.items():
             where = f"{self.name}/{split}"
+            check_texts(rows, self.endings, where, levels=int(len(self.endings) == 1))
+            check_column(rows, self.label, where, _is_no_float, "the number of the right ending")
             counts = {len(endings) for endings in self._endings(rows[:])}
             if len(counts) > 1:
                 raise ValueError(f"{where} has rows of {sorted(counts)} endings: all need the same number.")
             count = max(counts)
+            if count == 0:
+                raise ValueError(
+                    f"{where} has rows without endings in {[*self.endings]}: give the endings to choose from."
+                )
             if unknown := sorted(set(rows.unique(self.label)) - set(range(count)), key=str):
                 raise ValueError(
                     f"{where} has the labels {unknown}: give the number of the right ending, 0 to {count - 1}."
@@ -112,6 +120,11 @@ class MultipleChoice(Task):
         """The function that pads all choices of all rows to the same length: (B, choices, S)."""
         return DataCollatorForMultipleChoice(tokenizer)
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Accuracy."""
+        return (Accuracy.name,)
+
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy, also as `score`."""
         return self.scored(Accuracy.scores(prediction.predictions.argmax(-1), prediction.label_ids))
@@ -120,6 +133,10 @@ class MultipleChoice(Task):
         if len(self.endings) == 1:
             return batch[self.endings[0]]
         return list(zip(*(batch[name] for name in self.endings), strict=True))
+
+
+def _is_no_float(dtype: pa.DataType) -> bool:
+    return not pa.types.is_floating(dtype)
 
 
 SWAG = MultipleChoice(

@@ -1,23 +1,22 @@
 """Extractive question answering as in SQuAD 1.1 and 2.0: windows of tokens, answers from logits, EM and F1."""
 
-import json
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase
 
-from .base import ExampleScorer, Task
+from .base import ExampleScorer, Task, select_columns
+from .column_checks import check_answers
+from .squad_format import ANSWERS, answer_lists
 
 OUTSIDE = (-1, -1)  # the offsets of a token at which no answer begins or ends
-ANSWERS = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,59 @@ class QuestionAnswering(Task):
     max_answer_length: int = 30
     n_best: int = 20
 
+    @classmethod
+    def from_dataset(
+        cls,
+        data: datasets.DatasetDict,
+        text: Sequence[str] = ("question", "context"),
+        answers: str = "answers",
+        validation: str = "validation",
+        max_length: int = 384,
+    ) -> tuple["QuestionAnswering", datasets.DatasetDict]:
+        """The task of any data set with SQuAD's columns; questions without an answer make it one of SQuAD 2.0.
+
+        Args:
+            data: Splits `train` and `validation`.
+            text: The columns of the question and the context.
+            answers: The column of the answers of a question: `text` and `answer_start` as two lists, a list of
+                answers that have both, or one answer. The column `id` may be missing.
+            validation: The name of the validation split.
+            max_length: Tokens of a window, question included.
+
+        Returns:
+            The task and its rows, in the columns of the task.
+
+        Raises:
+            ValueError: If a split or a column is missing, or for answers of another form.
+        """
+        if len(text) != 2:
+            raise ValueError(f"Question answering reads a question and a context: name two columns, not {[*text]}.")
+        data = select_columns(data, ("train", validation), (*text, answers))
+        data = data if answers == "answers" else data.rename_column(answers, "answers")
+        feature = data["train"].features["answers"]
+        parts = getattr(feature, "feature", feature)  # of one answer, if the answers are a list
+        if not isinstance(parts, dict) or not {*ANSWERS} <= {*parts}:
+            raise ValueError(f"'{answers}' is {feature}: give the text and the answer_start of each answer.")
+
+        def squad(row: dict[str, Any], index: int) -> dict[str, Any]:
+            return {"id": str(index), "answers": answer_lists(row["answers"])}
+
+        features = datasets.Features({"id": datasets.Value("string"), **data["train"].features, "answers": ANSWERS})
+        data = data.map(squad, with_indices=True, features=features, desc="Reading answers")
+        answerable = all(answer["text"] for rows in data.values() for answer in rows["answers"][:])
+        task = cls("task", tuple(text), validation=(validation,), max_length=max_length, answerable=answerable)
+        task.check(data)
+        return task, data
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that rows must have."""
         return ("id", *self.text, "answers")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Exact match and F1."""
+        return ("exact_match", "f1")
 
     @property
     def head(self) -> dict[str, Any]:
@@ -61,6 +109,12 @@ class QuestionAnswering(Task):
     def augmented(self) -> tuple[str, ...]:
         """The context alone. `tokenize` finds an answer that is still in it by its text."""
         return self.text[1:]
+
+    def check(self, data: datasets.DatasetDict) -> None:
+        """`Task.check`, which here also raises ValueError for answers of another form."""
+        super().check(data)
+        for split, rows in data.items():
+            check_answers(rows, "answers", f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The windows of all questions, unpadded.
@@ -271,30 +325,6 @@ def _percentages(scores: np.ndarray) -> dict[str, float]:
     # contiguous: numpy sums the columns of a matrix in another order, which rounds differently
     means = [float(np.ascontiguousarray(column).mean()) for column in scores.T]
     return {"exact_match": 100 * means[0], "f1": 100 * means[1]}
-
-
-def read_squad(path: str | Path) -> datasets.Dataset:
-    """Read SQuAD's JSON file (1.1 or 2.0).
-
-    Args:
-        path: The file.
-
-    Returns:
-        Rows of `id`, `question`, `context` and `answers`.
-    """
-    rows = [
-        {
-            "id": question["id"],
-            "question": question["question"],
-            "context": paragraph["context"],
-            "answers": {key: [answer[key] for answer in question["answers"]] for key in ANSWERS},
-        }
-        for article in json.loads(Path(path).read_text(encoding="utf8"))["data"]
-        for paragraph in article["paragraphs"]
-        for question in paragraph["qas"]
-    ]
-    features = {name: datasets.Value("string") for name in ("id", "question", "context")} | {"answers": ANSWERS}
-    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
 
 
 SQUAD = QuestionAnswering("squad", source="rajpurkar/squad")

@@ -10,7 +10,9 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from .base import Task, as_class_labels, check_label_ids, select_columns
-from .metrics import F1, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
+from .column_checks import check_column, check_scores
+from .labels import align_labels, as_class_label_lists
+from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -44,12 +46,13 @@ class TextClassification(Task):
         label: str = "label",
         validation: str = "validation",
         max_length: int | None = None,
+        labels: Sequence[str] | None = None,
     ) -> tuple["TextClassification", datasets.DatasetDict]:
         """The task of any data set.
 
         A column of ClassLabels, of strings (classes: the sorted values of `train`), of booleans or of integers
-        (classes without names) makes a classification, one of lists of ClassLabels a multi-label task, which micro-F1
-        scores, and one of floats a regression, which correlations score.
+        (classes without names) makes a classification, one of lists of ClassLabels, strings or integers a multi-label
+        task, which micro-F1 scores, and one of floats a regression, which correlations score.
 
         Args:
             data: Splits `train` and `validation`.
@@ -57,27 +60,32 @@ class TextClassification(Task):
             label: The column of labels.
             validation: The name of the validation split.
             max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
+            labels: The class names in the order of their ids, such as those of a trained teacher (`head_labels`), to
+                which the labels of the rows are matched (`align_labels`); default those of the rows.
 
         Returns:
             The task and its rows, in the columns of the task.
 
         Raises:
             ValueError: If a split or a column is missing, a label is missing or of another type, or a split has labels
-                that `train` has not.
+                that `train` or `labels` has not.
         """
         data = select_columns(data, ("train", validation), (*text, label))
         data = data if label == "label" else data.rename_column(label, "label")
         task = cls("task", tuple(text), validation=(validation,), max_length=max_length)
         feature = data["train"].features["label"]
-        if isinstance(feature, datasets.List):
-            names = tuple(feature.feature.names)
-            task = replace(task, labels=names, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
-        elif isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
+        if isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
             task = replace(task, metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
         else:
-            if not isinstance(feature, datasets.ClassLabel):
+            lists = isinstance(feature, datasets.List | datasets.LargeList)
+            if lists:
+                data = as_class_label_lists(data, "label")
+                task = replace(task, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
+            elif not isinstance(feature, datasets.ClassLabel):
                 data = as_class_labels(data, "label")
-            task = replace(task, labels=tuple(data["train"].features["label"].names))
+            data = data if labels is None else align_labels(data, "label", labels)
+            feature = data["train"].features["label"]
+            task = replace(task, labels=tuple((feature.feature if lists else feature).names))
         task.check(data)
         return task, data
 
@@ -101,8 +109,11 @@ class TextClassification(Task):
     def check(self, data: datasets.DatasetDict) -> None:
         """`Task.check`, which here also raises ValueError for labels that are not the task's."""
         super().check(data)
-        if not self.regression:
-            for split, rows in data.items():
+        for split, rows in data.items():
+            if self.regression:
+                check_scores(rows, "label", f"{self.name}/{split}")
+            else:
+                check_column(rows, "label", f"{self.name}/{split}", levels=int(self.multi_label))
                 check_label_ids(rows, "label", self.labels, f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
@@ -118,6 +129,21 @@ class TextClassification(Task):
             return {**encoded, "labels": [label(value) for value in batch["label"]]}
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics of its kind of labels."""
+        if self.multi_label or self.regression:
+            kind = "several labels" if self.multi_label else "scores"
+        else:
+            kind = "two classes" if len(self.labels) == 2 else "classes"
+        return tuple(metric.name for metric in METRICS if kind in metric.kinds)
+
+    def select_by(self, *metrics: str) -> "TextClassification":
+        """`Task.select_by`; metrics that are not computed yet are added."""
+        task = super().select_by(*metrics)
+        added = tuple(metric for metric in METRICS if metric.name in metrics and metric not in self.metrics)
+        return replace(task, metrics=(*self.metrics, *added))
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Every metric, and `score`, which selects the model. Several labels are predicted above a logit of 0."""

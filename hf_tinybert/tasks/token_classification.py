@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -16,7 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..models.row_checks import blocks
 from .base import ExampleScorer, Task, check_label_ids, select_columns
+from .column_checks import check_column
+from .labels import align_labels, as_class_label_lists
 from .metrics import entities, entity_counts, entity_rates
 
 CHUNKS = ("B-", "I-", "E-", "L-", "S-", "U-")
@@ -36,6 +40,7 @@ class TokenClassification(Task):
     """
 
     auto_class: ClassVar[type] = AutoModelForTokenClassification
+    text_levels: ClassVar[int] = 1
     text: tuple[str, ...] = ("tokens",)
     selected_by: tuple[str, ...] | None = None
     tags: str = "ner_tags"
@@ -53,6 +58,7 @@ class TokenClassification(Task):
         tags: str = "ner_tags",
         validation: str | Sequence[str] = "validation",
         max_length: int = 512,
+        labels: Sequence[str] | None = None,
     ) -> tuple["TokenClassification", datasets.DatasetDict]:
         """The task of any data set.
 
@@ -64,25 +70,28 @@ class TokenClassification(Task):
             tags: The column of tags.
             validation: The name, or names, of the validation splits.
             max_length: Tokens of a row, at most.
+            labels: The names of the tags in the order of their ids, such as those of a trained teacher
+                (`head_labels`), to which the tags of the rows are matched; default those of the rows.
 
         Returns:
             The task and its rows, in the columns of the task.
 
         Raises:
-            ValueError: If a split or a column is missing, or the tags have no names.
+            ValueError: If a split or a column is missing, or the tags have no names or others than `labels`.
         """
         validation = (validation,) if isinstance(validation, str) else tuple(validation)
         data = select_columns(data, ("train", *validation), (tokens, tags))
+        for split, rows in data.items():
+            check_column(rows, tags, f"split '{split}'", kind="a list of strings or of ClassLabels", levels=1)
         column = data["train"].features[tags]
         feature = column.feature if isinstance(column, datasets.List | datasets.LargeList) else None
-        if isinstance(feature, datasets.Value) and "string" in feature.dtype:
-            feature = datasets.ClassLabel(names=sorted({tag for row in data["train"][tags] for tag in row}))
-            # shuffled rows are slices of one row each, which a cast takes minutes for
-            data = data.flatten_indices().cast_column(tags, datasets.List(datasets.Value("string")))
-            data = data.cast_column(tags, datasets.List(feature))
-        if not isinstance(feature, datasets.ClassLabel):
+        strings = isinstance(feature, datasets.Value) and "string" in feature.dtype
+        numbers = isinstance(feature, datasets.Value) and "int" in feature.dtype and labels is not None
+        if not (isinstance(feature, datasets.ClassLabel) or strings or numbers):
             raise ValueError(f"'{tags}' is {column}: tags have to be lists of strings or of ClassLabels.")
-        labels = tuple(feature.names)
+        data = as_class_label_lists(data, tags)
+        data = data if labels is None else align_labels(data, tags, labels)
+        labels = tuple(data["train"].features[tags].feature.names)
         task = cls("task", (tokens,), labels, validation=validation, tags=tags, max_length=max_length)
         task.check(data)
         return task, data
@@ -106,11 +115,14 @@ class TokenClassification(Task):
         """`Task.check`, which here also raises ValueError for other tags, or not one tag for each word."""
         super().check(data)
         for split, rows in data.items():
+            check_column(rows, self.tags, f"{self.name}/{split}", kind="a list of strings or of ClassLabels", levels=1)
             check_label_ids(rows, self.tags, self.labels, f"{self.name}/{split}")
-            for index, (words, tags) in enumerate(zip(rows[self.text[0]], rows[self.tags], strict=True)):
-                if len(words) != len(tags):
+            for start, table in blocks(rows, self.columns, every=True):
+                words, tags = (pc.list_value_length(table[name]).to_numpy() for name in self.columns)
+                if len(wrong := np.flatnonzero(words != tags)):
+                    row = wrong[0]
                     raise ValueError(
-                        f"Row {index} of {self.name}/{split} has {len(words)} words and {len(tags)} tags."
+                        f"Row {start + row} of {self.name}/{split} has {words[row]} words and {tags[row]} tags."
                     )
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
@@ -135,6 +147,11 @@ class TokenClassification(Task):
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict]], dict[str, Any]]:
         """The function that pads tokens, and labels with −100."""
         return DataCollatorForTokenClassification(tokenizer)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Accuracy over words, and the rates of entities if the tags mark some."""
+        return ("accuracy", "precision", "recall", "f1") if self.chunked else ("accuracy",)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy over words, then precision, recall and F1 of entities if the tags mark some, and `score`."""

@@ -62,6 +62,13 @@ class Part:
         query, key, *value = values.unflatten(-1, (self.vectors, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return QueryKey(query, key, self.scaling, *value)
 
+    def comparable(self, values: Tensor) -> Tensor:
+        """Values (B, S, width) in a form that does not depend on where position 0 is: scores instead of vectors."""
+        if not self.heads:
+            return values
+        scores = self.query_key(values)
+        return scores.query @ scores.key.mT
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -209,10 +216,14 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
     state = PartialState()
     lengths = lengths_of(dataset)
     order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit in memory fails at once
-    layout = Layout.from_activations(forward(collate([dataset[int(order[0])]])))
+    rows = [dataset[int(row)] for row in order[[0, -1]]]
+    first = forward(collate(rows))
+    layout = Layout.from_activations(first)
     if layout is None:
         logger.warning("Teacher activations are not cached: this architecture hands out S×S scores.")
         return False
+    if not first.attention_mask[:, 0].all():
+        _check_left_padding(layout, first, forward(collate(rows[1:])))
     shape = int(lengths.sum()), layout.width
     offsets, reserved = np.concatenate([[0], lengths.cumsum()]), [False]
     if state.is_main_process:
@@ -267,6 +278,24 @@ def _fits(shape: tuple[int, int], budget_gb: float, folder: Path) -> bool:
             f"teacher_cache_gb and the free disk allow {room / 1e9:.2f}."
         )
     return size <= room
+
+
+def _check_left_padding(layout: Layout, beside: Activations, alone: Activations) -> None:
+    """Check that the activations of the last row of a batch are those of the row by itself.
+
+    Raises:
+        ValueError: If they are not, as the teacher counts positions from the left.
+    """
+    for part in layout.parts:
+        padded, expected = (
+            part.comparable(part.values(activations)[-1:, activations.attention_mask[-1].bool()].float())
+            for activations in (beside, alone)
+        )
+        if (padded - expected).norm() > 0.05 * expected.norm():
+            raise ValueError(
+                "Rows are padded on the left, so that the positions of their tokens, and with them the teacher's "
+                "activations, depend on the other rows of a batch: set processing_class.padding_side = 'right'."
+            )
 
 
 def check_same(cached: Activations, live: Activations) -> None:

@@ -22,6 +22,8 @@ from ..lineage import last_stage, replace_last_stage, resume
 from ..losses import DistillationLoss
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns, same_modes
+from ..models.prediction_heads import prediction_head_of
+from ..models.row_checks import InputLimits, check_batch
 from ..models.weights import check_weights
 from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, normalised
 from .arguments import DistillationArguments
@@ -111,6 +113,8 @@ class DistillationRun:
         self._shards = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         self.in_step = False
         self.dtype_errors: dict[str, float] = {}
+        choices = "choices" in prediction_head_of(student).input_axes
+        self.limits = InputLimits.of_models([student, *(teacher.model for teacher in teachers)], choices)
         self._first_step = True
 
     def __enter__(self) -> "DistillationRun":
@@ -195,6 +199,7 @@ class DistillationRun:
             if tokens >= PROJECTION_TOKENS:
                 return
             inputs = collate(rows[start : start + batch_size])
+            check_batch(inputs, self.limits)
             teachers = self.teachers.run_all(inputs)
             inputs = {name: inputs[name].to(student.device) for name in forward_columns(student) if name in inputs}
             with self.student_capture.enabled():
@@ -243,8 +248,10 @@ class DistillationRun:
         """Check a batch before the models see it.
 
         Raises:
-            ValueError: If padding has no mask or, in the first step, if the data collator dropped a column.
+            ValueError: If a column does not fit the models, if padding has no mask or, in the first step, if the data
+                collator dropped a column.
         """
+        check_batch(inputs, self.limits, self._first_step)
         check_mask(inputs, self.student.config.pad_token_id)
         if self._first_step:
             check_columns(self.teachers.columns, dataset, inputs)

@@ -20,6 +20,7 @@ from .between_steps import BetweenSteps
 from .checks import check_forgotten_teacher, check_losses, check_parallelism, distillation_arguments
 from .columns import holds_cached_logits, student_inputs, teacher_columns
 from .companions import detached, is_companion
+from .data_checks import check_data
 from .first_rows import is_stream, read_first_rows
 from .objective import Objective
 from .problem_type import decide_problem_types
@@ -127,8 +128,7 @@ class DistillationTrainer(Trainer):
         check_parallelism(args, self._shards_itself)
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
         check_losses(self.losses, bool(models), holds_cached_logits(self.train_dataset))
-        rows = [] if is_stream(self.train_dataset) else self.train_dataset
-        decide_problem_types(self, models, rows, self._collate)
+        decide_problem_types(self, models, [] if is_stream(self.train_dataset) else self.train_dataset, self._collate)
         self.teachers = build_teachers(self.model, models, self.losses, args)
         Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
         if self._has_threshold:
@@ -180,7 +180,7 @@ class DistillationTrainer(Trainer):
     def _start_run(self, student: PreTrainedModel) -> None:
         self._runs.callback(setattr, self, "data_collator", self.data_collator)
         self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
-        # args may have changed since the trainer was made (hyperparameter_search)
+        check_data(self, [student, *(teacher.model for teacher in self.teachers)])
         self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
         check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
         models = [teacher.model for teacher in self.teachers]

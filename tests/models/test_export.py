@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import LABELS, VOCAB, bert_config, build, word_tokenizer
+from head_kinds import KINDS
 from short_runs import launch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -134,11 +136,97 @@ def test_graphs_agree_with_torch_and_padding_changes_nothing(served, tmp_path):
     assert (quantised.argmax(1) == expected.argmax(1)).mean() > 0.95
 
 
-def test_every_large_weight_is_quantised(served, caplog):
+def with_outlier(served, folder, scale: float) -> Path:
+    """A folder with the graph of `served`, in which one row of the token embeddings is larger."""
+    shutil.copytree(served, folder)
+    (folder / "model_int8.onnx").unlink()
+    graph = onnx.load(folder / "model.onnx")
+    (table,) = [tensor for tensor in graph.graph.initializer if "word_embeddings" in tensor.name]
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[7] *= scale
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+    onnx.save(graph, folder / "model.onnx")
+    return folder
+
+
+def real_rows(count: int = 300) -> list[dict]:
+    generator = np.random.default_rng(0)
+    return [{"input_ids": generator.integers(5, VOCAB, 3 + n % 9).tolist()} for n in range(count)]
+
+
+@pytest.mark.parametrize("scale", [100, 500])
+def test_int8_of_a_model_with_outliers_is_refused_and_leaves_nothing(served, tmp_path, scale):
+    folder = with_outlier(served, tmp_path / "out", scale)
+    before = contents(folder)
+    for dataset, says in ((None, "256 rows of random tokens"), (real_rows(), "256 rows of calibration_dataset")):
+        with pytest.raises(ValueError, match=rf"model_int8.onnx gives .*% .* {says}: less than min_agreement=0\.98"):
+            quantize_onnx(folder, dataset)
+        assert contents(folder) == before
+    serve = load_onnx(folder / "model.onnx")
+    int8 = load_onnx(quantize_onnx(folder, real_rows(), min_agreement=0.05))
+    inputs = random_inputs(NAMES, 256, 12)
+    assert (int8(inputs).argmax(1) == serve(inputs).argmax(1)).mean() < 0.98
+    (folder / "model_int8.onnx").unlink()
+    assert quantize_onnx(folder, min_agreement=0).exists()
+
+
+def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, caplog):
     with caplog.at_level("INFO", "hf_tinybert.models.export"):
         quantize_onnx(served)
-    (error,) = [float(n) for n in re.findall(r"at most ([\d.e-]+) of", caplog.text)]
-    assert 1e-4 < error < 0.2
+        assert "256 rows of random tokens: pass 256 rows of the task or more as calibration_dataset" in caplog.text
+        caplog.clear()
+        quantize_onnx(served, real_rows(50))
+        assert "50 rows of calibration_dataset: pass 256" in caplog.text
+        caplog.clear()
+        quantize_onnx(served, real_rows())
+    (record,) = caplog.records
+    assert re.search(r"agrees with float32 by (1\.0|0\.9[89])", record.getMessage())
+    with pytest.raises(ValueError, match="Row 1 of calibration_dataset: 'input_ids' has 65 tokens"):
+        quantize_onnx(served, [{"input_ids": [5]}, {"input_ids": [5] * 65}])
+
+
+def test_a_graph_of_something_else_is_refused(served, tmp_path):
+    folder = shutil.copytree(served, tmp_path / "out")
+    graph = onnx.load(folder / "model.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, folder / "model.onnx")
+    with pytest.raises(ValueError, match="write it again with export_onnx"):
+        quantize_onnx(folder)
+
+
+def test_half_precision_that_overflows_is_refused_and_leaves_nothing(tmp_path):
+    model, tokenizer = classifier(), word_tokenizer(tmp_path)
+    model.bert.encoder.layer[0].intermediate.dense.weight.data.mul_(3e4)
+    with pytest.raises(ValueError, match=r"float16 gives .*%.*random tokens: less than min_agreement=0\.98"):
+        save_half(model, tokenizer, tmp_path / "half")
+    with pytest.raises(ValueError, match="of calibration_dataset"):
+        save_half(model, tokenizer, tmp_path / "half", real_rows())
+    assert not (tmp_path / "half").exists()
+    assert save_half(model, tokenizer, tmp_path / "half", min_agreement=0).exists()
+
+
+def test_a_graph_with_other_answers_is_refused_whatever_the_tolerance(served, tmp_path, monkeypatch):
+    other = with_outlier(served, tmp_path / "other", 100) / "model.onnx"
+    monkeypatch.setattr(export, "trace", lambda twin, inputs, path: path.write_bytes(other.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.onnx gives .*% of its answers on 256 rows of calibration_dataset"):
+        export_onnx(classifier(), word_tokenizer(tmp_path), tmp_path / "out", 100.0, real_rows())
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*KINDS, "embeddings"])
+def test_int8_with_outliers_is_refused_for_every_kind_of_head(tmp_path, name):
+    model_class, changes = (KINDS[name].model_class, KINDS[name].config) if name in KINDS else (BertModel, {})
+    model, tokenizer = build(model_class, bert_config(2, 32, **changes)).eval(), word_tokenizer(tmp_path)
+    folder = export_onnx(model, tokenizer, tmp_path / "out").parent
+    assert quantize_onnx(folder, min_agreement=0.9).exists()
+    for scale in (100, 500):
+        outliers = with_outlier(folder, tmp_path / str(scale), scale)
+        with pytest.raises(ValueError, match=r"less than min_agreement=0\.9[89]"):
+            quantize_onnx(outliers)
+
+
+def test_every_large_weight_is_quantised(served):
     weights = {
         name: [t for t in onnx.load(served / name).graph.initializer if np.prod(t.dims) >= 512]
         for name in ("model.onnx", "model_int8.onnx")
@@ -160,7 +248,7 @@ def test_the_model_is_left_alone(tmp_path, dtype, monkeypatch):
     random = torch.get_rng_state()
     monkeypatch.setattr(export, "trace", lambda twin, inputs, path: None)
     monkeypatch.setattr(export, "check_parity", lambda *_: None)
-    export_onnx(model, word_tokenizer(tmp_path), tmp_path / "out")
+    export_onnx(model, word_tokenizer(tmp_path), tmp_path / "out", min_agreement=0)
     save_half(model, word_tokenizer(tmp_path), tmp_path / "half")
     handle.remove()
     assert model.training

@@ -98,3 +98,22 @@ def test_the_score_is_that_of_an_evaluation_by_trainer_in_any_order(example, tok
     assert scores[0]["score"] == pytest.approx(
         sum(scores[0][name] for name in task.selected_by) / len(task.selected_by)
     )
+
+
+def test_other_metrics_select_the_model(example, tokenizer, model, tmp_path):
+    task, rows = example
+    tokens = task.tokenize(rows, tokenizer)
+    needed = {"report_to": [], "disable_tqdm": True, "use_cpu": True, **task.evaluation_arguments}
+    for name in task.metric_names:
+        trainer = Trainer(
+            model,
+            TrainingArguments(str(tmp_path), **needed),
+            task.collator(tokenizer),
+            eval_dataset=tokens,
+            processing_class=tokenizer,
+            compute_metrics=task.select_by(name).scorer(rows, tokens),
+        )
+        metrics = trainer.evaluate()
+        assert metrics["eval_score"] == metrics[f"eval_{name}"]
+    with pytest.raises(ValueError, match=task.metric_names[0]):
+        task.select_by("bleu")

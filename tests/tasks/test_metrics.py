@@ -1,5 +1,7 @@
 """GLUE's metrics against scikit-learn and scipy."""
 
+from functools import partial
+
 import datasets
 import evaluate
 import numpy as np
@@ -11,6 +13,7 @@ from hf_tinybert.tasks.metrics import (
     F1,
     Accuracy,
     ArrayMetric,
+    MacroF1,
     MatthewsCorrelation,
     MicroF1,
     Pearson,
@@ -123,3 +126,24 @@ def test_entities_in_every_scheme():
     expected = {("A", 0, 2), ("A", 3, 3), ("B", 4, 4)}
     for tags in ("B-A I-A I-A B-A B-B", "I-A I-A I-A B-A I-B", "B-A I-A E-A S-A S-B", "B-A I-A L-A U-A U-B"):
         assert entities(tags.split()) == expected
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("classes", [2, 5])
+def test_of_any_number_of_classes(seed, classes):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, 40)
+    predictions = np.where(generator.random(40) < 0.4, generator.integers(0, classes, 40), labels)
+    for metric, reference in (
+        (MatthewsCorrelation, sklearn_metrics.matthews_corrcoef),
+        (MacroF1, partial(sklearn_metrics.f1_score, average="macro")),
+    ):
+        (value,) = metric.scores(predictions, labels).values()
+        assert value == pytest.approx(reference(labels, predictions))
+
+
+def test_macro_f1_of_several_labels_counts_labels_that_nobody_has():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    predictions = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+    expected = sklearn_metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+    assert MacroF1.scores(predictions, labels) == {"macro_f1": pytest.approx(expected)}

@@ -207,3 +207,20 @@ def test_several_labels_from_an_encoder_to_a_student(tmp_path):
     losses = [entry["prediction_loss"] for entry in log if "prediction_loss" in entry]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])  # of the last and the first epoch
     assert results["student"]["validation"]["micro_f1"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("labels", "multi_label", "fits", "does_not"),
+    [
+        (("no", "yes"), False, ("accuracy", "f1", "macro_f1", "matthews_correlation"), "pearson"),
+        (("a", "b", "c"), False, ("accuracy", "macro_f1", "matthews_correlation"), "f1"),
+        (("a", "b", "c"), True, ("micro_f1", "macro_f1"), "accuracy"),
+        ((), False, ("pearson", "spearman"), "accuracy"),
+    ],
+)
+def test_metrics_fit_the_labels(labels, multi_label, fits, does_not):
+    task = TextClassification("task", ("text",), labels, multi_label=multi_label)
+    assert sorted(task.metric_names) == sorted(fits)
+    assert task.select_by(*fits).selected_by == fits
+    with pytest.raises(ValueError, match=f"is not scored by .'{does_not}'.: choose of "):
+        task.select_by(does_not)

@@ -153,13 +153,13 @@ def test_tags_that_are_strings(arrow_type):
         (sentences(), {"tokens": "words"}, "no column"),
         (sentences(), {"validation": ("validation", "test")}, "no split"),
         (dataset([["a", "b"]], [[0]]), {}, "Row 0 of task/train has 2 words and 1 tags"),
-        (sentences().cast_column("ner_tags", List(Value("int64"))), {}, "lists of strings or of ClassLabels"),
+        (sentences().cast_column("ner_tags", List(Value("int64"))), {}, "lists? of strings or of ClassLabels"),
         (
             DatasetDict(
                 dict.fromkeys(("train", "validation"), Dataset.from_dict({"tokens": [["a"]], "ner_tags": [0]}))
             ),
             {},
-            "lists of strings or of ClassLabels",
+            "lists? of strings or of ClassLabels",
         ),
     ],
 )

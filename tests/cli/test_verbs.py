@@ -1,5 +1,6 @@
 """The command line as a user runs it: flags, a YAML file, exit codes, what is printed."""
 
+import csv
 import json
 import sys
 
@@ -11,14 +12,15 @@ from datasets import ClassLabel, Dataset
 from short_runs import launch
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
 )
 
-from hf_tinybert import cli
-from hf_tinybert.cli import main
+from hf_tinybert.cli import main, verbs
 from hf_tinybert.version import __version__
 
 SIZE = ("--size", 2, 16, 32, 4)
@@ -57,9 +59,8 @@ def run(verb, *flags) -> int:
 def test_distil_then_evaluate_report_and_export(folder, capsys):
     flags = (*DATA, *SIZE, *QUICK, "--calibration_rows", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
     flags += ("--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
-    assert run("distill", *flags) == 0
-    printed = capsys.readouterr().out
-    results = json.loads(printed[printed.index("{\n") :])  # Trainer's log is before it
+    assert run("distill", *flags, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
     settings = json.loads((folder / "run/settings.json").read_text())
     assert settings["phases"]["prediction"]["learning_rate"] == 3e-4
     assert settings["phases"]["intermediate"]["seed"] == 3
@@ -67,7 +68,7 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
     assert (student.config.embedding_size, student.config.hidden_dropout_prob) == (8, 0)
 
-    assert run("evaluate", "run/student", *DATA) == 0
+    assert run("evaluate", "run/student", *DATA, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"validation": pytest.approx(results["student"]["validation"])}
 
     models = ("--teacher", "run/teacher", "--student", "run/student")
@@ -79,12 +80,73 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     assert {"latency.png", "similarity.png", "attention.png"} <= {path.name for path in (folder / "report").iterdir()}
     capsys.readouterr()
 
-    assert run("export", "run/student", "--output_dir", "onnx", "--formats", "int8", "fp16") == 0
-    for path in capsys.readouterr().out.split():
-        assert (folder / path).exists()
+    assert run("export", "run/student", "--output_dir", "onnx", "--formats", "int8", "fp16", "--json") == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [(folder / written["file"]).exists() for written in files] == [True] * 3
     onnxruntime.InferenceSession(folder / "onnx/model_int8.onnx")
     half = AutoModelForSequenceClassification.from_pretrained("onnx/fp16")
     assert half.dtype == torch.float16
+
+
+@pytest.fixture
+def reviews(folder):
+    """A CSV file with text labels beside a teacher whose labels are in another order; the rows and the file."""
+    labels = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}
+    build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **labels)).save_pretrained(
+        folder / "teacher"
+    )
+    words = [word for word in WORDS if word.isalpha()]
+    rows = [(f"the {words[i % 11]} {words[i % 7]} {words[i % 3]}", ("bad", "good")[i % 3 == 0]) for i in range(60)]
+    with (folder / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("review", "stars"), *rows])
+    return rows
+
+
+CSV = ("--data", "reviews.csv", "--text", "review", "--label", "stars")
+
+
+def test_a_csv_file_with_text_labels(reviews, folder, capsys):
+    """The teacher's own prediction head is used, in the order of its labels, and a part of the rows is held out."""
+    flags = (*CSV, *SIZE, *QUICK, "--teacher", "teacher", "--output_dir", "run", "--init", "random")
+    flags += ("--metric", "macro_f1", "--early_stopping_patience", 1, "--save_total_limit", 3)
+    assert run("distill", *flags) == 0
+    shown = capsys.readouterr()
+    assert "30 of 60 training rows are held out (seed 0)" in shown.err
+    assert "Fine-tuning" not in shown.err
+    assert shown.err.count("Prediction phase: 100%") == 1
+    table = shown.out.splitlines()
+    assert table[0].split() == ["parameters", "MB", "accuracy", "macro_f1", "score"]
+    assert [line[:20].rstrip() for line in table[1:4]] == ["teacher", "student, best epoch", "student, last epoch"]
+    assert table[-1] == "Student: run/student (the whole run: run)"
+    assert max(map(len, table)) <= 80
+    student = AutoModelForSequenceClassification.from_pretrained("run/student")
+    assert student.config.id2label == {0: "good", 1: "bad"}
+    capsys.readouterr()
+
+    assert run("evaluate", "teacher", *CSV, "--validation", "train", "--quiet", "--json") == 0
+    printed = capsys.readouterr()
+    assert not printed.err
+    teacher = AutoModelForSequenceClassification.from_pretrained("teacher").eval()
+    tokenizer = AutoTokenizer.from_pretrained("teacher")
+    with torch.no_grad():
+        logits = teacher(**tokenizer([text for text, _ in reviews], padding=True, return_tensors="pt")).logits
+    right = [("good", "bad")[i] == stars for i, (_, stars) in zip(logits.argmax(-1), reviews, strict=True)]
+    assert json.loads(printed.out)["train"]["accuracy"] == pytest.approx(sum(right) / 60)
+
+
+def test_other_kinds_of_files(folder, capsys):
+    rows = [{"words": ["the", WORDS[i % 5]], "tags": ["O", ("B-X", "O")[i % 2]]} for i in range(40)]
+    (folder / "tags.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labels = {"id2label": {0: "O", 1: "B-X"}, "label2id": {"O": 0, "B-X": 1}}
+    build(BertForTokenClassification, bert_config(1, 16, vocab_size=20, **labels)).save_pretrained("tagger")
+    word_tokenizer(folder).save_pretrained("tagger")
+    flags = ("--data", "tags.jsonl", "--kind", "tokens", "--text", "words", "--label", "tags")
+    assert run("evaluate", "tagger", *flags, "--metric", "accuracy", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)["validation"]
+    assert scores["score"] == scores["accuracy"]
+    assert {"precision", "recall", "f1"} < {*scores}
+    assert run("doctor", *flags, *SIZE, *QUICK, "--teacher", "tagger", "--size", 1, 16, 32, 4, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
 
 
 def test_report_of_a_question_answering_student(folder, capsys):
@@ -101,16 +163,21 @@ def test_report_of_a_question_answering_student(folder, capsys):
     models = ("--task", "squad", "--data", ".", "--teacher", "qa_teacher", "--student", "qa_student")
     assert run("report", *models, "--output_dir", "report", "--engines", "torch") == 0
     report = json.loads((folder / "report/report.json").read_text())
-    assert run("evaluate", "qa_student", "--task", "squad", "--data", ".") == 0
-    printed = capsys.readouterr().out
-    scores = json.loads(printed[printed.rindex('{\n "validation"') :])["validation"]
+    capsys.readouterr()
+    assert run("evaluate", "qa_student", "--task", "squad", "--data", ".", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)["validation"]
     for name in ("exact_match", "f1"):
         assert report["measurements"][1]["metrics"][name][0] == pytest.approx(scores[name])
 
 
 def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "task_distillation", lambda *args, **options: seen.append((args[2:], options)))
+
+    def record(*args, **options):
+        seen.append((args[2:], options))
+        raise ValueError("recorded")
+
+    monkeypatch.setattr(verbs, "task_distillation", record)
     settings = """
         teacher: teacher
         data: data
@@ -123,13 +190,15 @@ def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
         loss_type: [attention, hidden]
         intermediate: {num_train_epochs: 2, loss_type: [hidden]}
         seed: 1
+        quiet: true
+        json: false
     """
     (folder / "run.yaml").write_text("\n".join(line.strip() for line in settings.splitlines()))
-    assert run("distill", "--config", "run.yaml", "--seed", 7) == 0
+    assert run("distill", "--config", "run.yaml", "--seed", 7) == 1
     flags = (*DATA, *SIZE, "--teacher", "teacher", "--output_dir", "run", "--bf16", "--push_to_hub", "false")
     flags += ("--seed", 7)
     flags += ("--loss_type", "attention", "hidden", "--intermediate", "num_train_epochs=2", "loss_type=[hidden]")
-    assert run("distill", *flags) == 0
+    assert run("distill", *flags) == 1
     assert seen[0] == seen[1]
     (positional, options) = seen[0]
     assert positional == (["teacher"], "run")
@@ -174,12 +243,19 @@ def test_doctor(folder, capsys):
         (("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "epochs"), "KEY=VALUE"),
         (("distill", "--config", "missing.yaml"), "missing.yaml"),
         (("push", "data", "--to", "user/x"), "config.json"),
+        (("evaluate", "teacher", *DATA, "--metric", "pearson"), "choose of accuracy, f1, macro_f1"),
+        (("evaluate", "teacher", "--data", "reviews.csv"), "no file or folder 'reviews.csv'"),
+        (("evaluate", "teacher", "--data", "data"), "only ['review', 'stars']"),
+        (("distill", *DATA, "--teacher", "/nowhere/teacher", "--output_dir", "run"), "/nowhere/teacher"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(folder, capsys, flags, says):
     assert run(*flags) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-tinybert")]
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("hf-tinybert ")
     assert says in line
+    assert not printed.out
 
 
 def test_unknown_flags_exit_with_2(capsys):
@@ -206,7 +282,7 @@ def test_help_teaches(capsys, verb):
         run(verb, "--help")
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert getattr(cli, verb).__doc__.split()[0] in printed
+    assert getattr(verbs, verb).__doc__.split()[0] in printed
     assert "--config" in printed
     assert ("--calibration_rows" in printed) == ("--padding_free" in printed) == (verb in ("distill", "doctor"))
     assert "--adam_beta1" not in printed  # one of Trainer's hundred
