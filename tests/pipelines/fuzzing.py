@@ -273,13 +273,14 @@ def tried(case: Case, models: Path, out: Path) -> torch.nn.Module:
     tokenised = tokenised_rows(rows, tokenizer, rng)
     if case.entry == "cached":
         tokenised = cache_logits(teacher, tokenised, tokenizer)
+    none = None if case.entry == "cached" else teacher  # otherwise it would be Trainer, with Trainer's own errors
     trainer = DistillationTrainer(
         student,
         DistillationArguments(str(out), **arguments),
         DataCollatorWithPadding(tokenizer),
         tokenised,
         processing_class=tokenizer,
-        teacher_model=rng.choice([teacher, teacher, teacher, str(models / "teacher"), [teacher], None]),
+        teacher_model=rng.choice([teacher, teacher, teacher, str(models / "teacher"), [teacher], none]),
     )
     trainer.train()
     return student
