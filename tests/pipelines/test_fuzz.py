@@ -26,7 +26,7 @@ def test_random_data_sets_and_arguments():
 
 def test_what_counts_as_an_error_of_ours():
     def error_of(function) -> Exception:
-        with pytest.raises(Exception) as raised:  # noqa: B017, PT011
+        with pytest.raises(Exception) as raised:  # noqa: PT011
             function()
         return raised.value
 
