@@ -210,6 +210,7 @@ def test_a_folder_that_may_not_be_written_to(killed, closed, tmp_path):
     assert message.startswith(f"DiskError: Cannot write to {folder / closed}: permission is denied. Change its perm")
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_folder(classifier):
     (classifier / "out").write_text("")
     with pytest.raises(DiskError, match=r"out: a file is in its place\. Choose another folder, or move the file\."):
