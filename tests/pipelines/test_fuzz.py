@@ -7,7 +7,7 @@ from fuzzing import fuzz, is_explained
 
 from hf_tinybert import DistillationArguments
 
-FIRST, CASES = int(os.environ.get("FUZZ_FIRST", "0")), int(os.environ.get("FUZZ_CASES", "30"))
+FIRST, CASES = int(os.environ.get("FUZZ_FIRST", "0")), int(os.environ.get("FUZZ_CASES", "60"))
 
 
 @pytest.mark.slow
