@@ -16,6 +16,9 @@ from transformers import (
     set_seed,
 )
 
+needs_accelerator = pytest.mark.skipif(
+    not torch.accelerator.is_available(), reason="needs an accelerator, such as a GPU"
+)
 torch.set_num_threads(1)  # on models this small more threads only wait for each other
 
 VOCAB = 50

@@ -56,7 +56,7 @@ class GradientRecorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         named = dict(model.named_parameters()) | (companion_parameters(self.trainer) if self.trainer else {})
-        self.steps.append({name: p.grad.detach().clone() for name, p in named.items() if p.grad is not None})
+        self.steps.append({name: p.grad.to("cpu", copy=True) for name, p in named.items() if p.grad is not None})
 
 
 def arguments(folder, **changes) -> DistillationArguments:

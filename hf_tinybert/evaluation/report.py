@@ -194,6 +194,10 @@ def _check(
             f"The report needs tokenised rows with {list(teacher_head.label_names)}; there are {len(dataset)} with "
             f"{dataset.column_names}: rename_column('label', 'labels'), and take a split that is labelled."
         )
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"processing_class is {type(processing_class).__name__}: pass the tokenizer, which pads the rows."
+        )
     taken = {*input_columns(teacher), *input_columns(student)} & {*processing_class.model_input_names}
     if set(engines) != {"torch"} and (missing := taken - {*dataset.column_names}):
         raise ValueError(f"The rows lack {missing}, which the ONNX graphs take: tokenise with processing_class.")

@@ -7,14 +7,14 @@ recorded.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -75,6 +75,8 @@ class ActivationCapture:
             self._stand_ins = _truncated(model, architecture, last)
         self._recording_hooks = RecordingHooks(model)
         self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
+        parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        self._configs = list({id(part.config): part.config for part in parts}.values())
         if self.records_softmax:
             logger.warning_once(
                 f"{type(model).__name__} computes attention without transformers' attention interface: its scores are "
@@ -98,8 +100,7 @@ class ActivationCapture:
             if self.padding_free:
                 stack.enter_context(padding_free(self.model))
             if self.padding_free or (self.attention_layers and not self.records_softmax):
-                stack.callback(self.model.set_attn_implementation, self.model.config._attn_implementation)
-                self.model.set_attn_implementation(_query_key_implementation(self.model.config._attn_implementation))
+                stack.enter_context(_handing_out(self._configs))
             yield
 
     @contextlib.contextmanager
@@ -201,6 +202,22 @@ def _replaced(stand_ins: list[tuple[nn.Module, str, nn.Module]]) -> Iterator[Non
     finally:
         for parent, name, module in originals:
             setattr(parent, name, module)
+
+
+@contextlib.contextmanager
+def _handing_out(configs: Sequence[PreTrainedConfig]) -> Iterator[None]:
+    """The models of these configurations run attention functions that return query, key and value.
+
+    `set_attn_implementation` would search every module of the model, twice in each step.
+    """
+    names = [config._attn_implementation for config in configs]
+    for config, name in zip(configs, names, strict=True):
+        config._attn_implementation = _query_key_implementation(name)
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, names, strict=True):
+            config._attn_implementation = name
 
 
 def _query_key_implementation(base: str) -> str:

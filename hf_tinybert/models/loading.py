@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import ADAPTER_CONFIG_NAME, has_file
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, has_file
 
 from ..lineage import stamp
 from .sources import adapter_advice, check_folder, check_weight_files, encoder_folder
@@ -40,10 +40,12 @@ def load_config(name_or_path: str | Path, **kwargs) -> PreTrainedConfig:
     try:
         stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     except OSError as error:
-        if _is_adapter_repository(name_or_path, hub):
-            raise ValueError(f"'{name_or_path}' {adapter_advice(None)}.") from error
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"Cannot load '{name_or_path}', neither a folder here nor from the Hub: {reason}") from error
+    if not stored:  # a repository without one
+        if has_file(name_or_path, ADAPTER_CONFIG_NAME, **hub):
+            raise ValueError(f"'{name_or_path}' {adapter_advice(None)}.")
+        raise OSError(f"Cannot load '{name_or_path}': it has no {CONFIG_NAME}.")
     if "model_type" in stored or "auto_map" in stored:
         return AutoConfig.from_pretrained(name_or_path, **kwargs)
     if missing := [key for key in BERT_KEYS if key not in stored]:
@@ -134,10 +136,3 @@ def load_tokenizer(
     name_or_path = encoder_folder(name_or_path)
     options = {"revision": revision, "local_files_only": local_files_only}
     return AutoTokenizer.from_pretrained(name_or_path, config=load_config(name_or_path, **options), **options)
-
-
-def _is_adapter_repository(name_or_path: str | Path, hub: dict) -> bool:
-    try:
-        return not Path(name_or_path).is_dir() and has_file(name_or_path, ADAPTER_CONFIG_NAME, **hub)
-    except (OSError, ValueError):  # there is no such repository, or no connection
-        return False

@@ -128,8 +128,8 @@ def encoder_folder(name_or_path: str | Path) -> str | Path:
     if (path / CONFIG_NAME).is_file() or not (path / SENTENCE_MODULES).is_file():
         return name_or_path
     modules = json.loads((path / SENTENCE_MODULES).read_text(encoding="utf8"))
-    folders = [path / module.get("path", "") for module in modules]
-    return next((str(folder) for folder in folders if (folder / "tokenizer_config.json").is_file()), name_or_path)
+    folders = [path / module["path"] for module in modules if module.get("type", "").endswith(".Transformer")]
+    return str(folders[0]) if folders else name_or_path
 
 
 def _base_model(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 
+@torch.no_grad()
 def check_weights(teacher: PreTrainedModel) -> None:
     """Check that all weights of the teacher are finite.
 

@@ -145,7 +145,8 @@ def check_can_initialise(config: PretrainedConfig, layers: Sequence[int]) -> Non
     if not architecture.fits_students or config.to_dict().get("is_decoder") or architecture.shares_layers(config):
         raise ValueError(
             f"init='teacher' supports the encoders {', '.join(model_types('fits_students'))} (with a group for each "
-            f"layer), not this {config.model_type}: use init='layers' (same width, fewer layers) or init='random'."
+            f"layer), not this {config.model_type}: use init='random', or init='layers' (same width, fewer layers) if "
+            "it has a list of layers."
         )
     if any(later <= earlier for earlier, later in itertools.pairwise(layers)):
         raise ValueError(f"init='teacher' needs teacher layers that increase, but layer_mapping gives {list(layers)}.")

@@ -243,7 +243,7 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
             for row, record in zip(batch, rows, strict=True):
                 records[offsets[row] : offsets[row + 1]] = record
 
-    find_executable_batch_size(write, starting_batch_size=batch_size)()
+    find_executable_batch_size(write, starting_batch_size=max(1, min(batch_size, len(share))))()
     records.flush()
     state.wait_for_everyone()
     if state.is_main_process:

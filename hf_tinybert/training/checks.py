@@ -125,7 +125,7 @@ def _check_checkpointing(student: PreTrainedModel) -> None:
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise ValueError(
                 "The student uses reentrant activation checkpointing, under which the attention loss trains nothing: "
-                "enable it with activation_checkpointing_kwargs={'use_reentrant': False}."
+                "call student.activation_checkpointing_enable({'use_reentrant': False})."
             )
 
 

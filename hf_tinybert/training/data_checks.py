@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, default_data_collator
-from transformers.trainer_utils import has_length
 
 from ..models.prediction_heads import (
     Choices,
@@ -24,7 +23,7 @@ LABELS = ("labels", "label", "label_ids")
 IGNORED = -100
 
 
-def check_data(trainer: Trainer, models: Sequence[PreTrainedModel]) -> None:
+def check_data(trainer: Trainer, teachers: Sequence[PreTrainedModel]) -> None:
     """Check the training rows, and the evaluation rows if training evaluates.
 
     Streams are not read. Rows that a data collator of the user's batches are not checked here, as it may change them:
@@ -32,24 +31,21 @@ def check_data(trainer: Trainer, models: Sequence[PreTrainedModel]) -> None:
 
     Args:
         trainer: The trainer.
-        models: The student, then its teachers.
+        teachers: The teachers.
 
     Raises:
-        ValueError: If there are no training rows, or if a row does not fit; the message names row and column and says
-            what to change.
+        ValueError: If a row does not fit; the message names row and column and says what to change.
     """
-    rows = trainer.train_dataset
-    if rows is None or (has_length(rows) and len(rows) == 0):
-        raise ValueError("train_dataset is missing or empty: check the path or the filter that made it.")
     if not type(trainer.data_collator).__module__.startswith("transformers") and (
         trainer.data_collator is not default_data_collator
     ):
         return
-    named = {"train_dataset": rows}
+    named = {"train_dataset": trainer.train_dataset}
     if trainer.args.eval_strategy != "no":
         evaluated = trainer.eval_dataset
         names = evaluated if isinstance(evaluated, Mapping) else {}
         named |= {f"eval_dataset['{name}']": evaluated[name] for name in names} or {"eval_dataset": evaluated}
+    models = [trainer.model, *teachers]
     head, pads = prediction_head_of(models[0]), trainer.data_collator is not default_data_collator
     limits = InputLimits.of_models(models, choices="choices" in head.input_axes)
     label_loss = any("loss" in loss.reads for loss in trainer.losses)

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, Trainer
 
 from ..models.prediction_heads import Classes, Labels, Regression, TokenClasses, prediction_head_of
 from ..teachers import TEACHER_LOGITS
-from .data_checks import check_data
 
 CLASSES, SEVERAL_LABELS, SCORES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -42,8 +41,6 @@ def decide_problem_types(
     student: Any = trainer.model
     if not _is_sequence_classifier(student):
         return
-    if rows:  # labels that are no numbers could not be collated
-        check_data(trainer, [student, *teachers])
     # labels that a function of the user's or the label smoother takes never reach the models
     reach_models = trainer.compute_loss_func is None and trainer.label_smoother is None
     collated = _labels(rows, trainer.eval_dataset, collate) if reach_models else None

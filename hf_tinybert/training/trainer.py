@@ -121,16 +121,17 @@ class DistillationTrainer(Trainer):
             self._set_up_losses(losses, models)
 
     def _set_up_losses(self, losses: Sequence[DistillationLoss] | None, models: list[PreTrainedModel]) -> None:
-        args = self.args
         self._passed_losses = None if losses is None else list(losses)
-        self.losses = args.build_losses() if losses is None else self._passed_losses
+        self.losses = self.args.build_losses() if losses is None else self._passed_losses
         self._initial_losses = [copy.deepcopy(loss.state_dict()) for loss in self._passed_losses or ()]
-        check_parallelism(args, self._shards_itself)
+        check_parallelism(self.args, self._shards_itself)
         self.loss_is_scaled_for_ga = True  # compute_loss below normalises over the accumulated batch
         check_losses(self.losses, bool(models), holds_cached_logits(self.train_dataset))
-        decide_problem_types(self, models, [] if is_stream(self.train_dataset) else self.train_dataset, self._collate)
-        self.teachers = build_teachers(self.model, models, self.losses, args)
-        Objective(self.losses, args.loss_schedules)  # raises for another number of schedules
+        check_data(self, models)
+        rows = [] if is_stream(self.train_dataset) else self.train_dataset or []
+        decide_problem_types(self, models, rows, self._collate)
+        self.teachers = build_teachers(self.model, models, self.losses, self.args)
+        Objective(self.losses, self.args.loss_schedules)  # raises for another number of schedules
         if self._has_threshold:
             self.threshold = measure_threshold(self, models)
 
@@ -180,13 +181,13 @@ class DistillationTrainer(Trainer):
     def _start_run(self, student: PreTrainedModel) -> None:
         self._runs.callback(setattr, self, "data_collator", self.data_collator)
         self._runs.callback(setattr, self, "train_dataset", self.train_dataset)
-        check_data(self, [student, *(teacher.model for teacher in self.teachers)])
+        # args may have changed since the trainer was made (hyperparameter_search)
         self.losses = self.args.build_losses() if self._passed_losses is None else self._passed_losses
         check_losses(self.losses, bool(self.teachers), holds_cached_logits(self.train_dataset))
         models = [teacher.model for teacher in self.teachers]
         data = DataRecord.from_rows(self.train_dataset, self.data_name)
-        count = PROJECTION_ROWS if any(loss.projects for loss in self.losses) else 1
-        first_rows, self.train_dataset = read_first_rows(self.train_dataset, count)
+        first_rows, self.train_dataset = read_first_rows(self.train_dataset, PROJECTION_ROWS)
+        check_data(self, models)
         decide_problem_types(self, models, first_rows, self._collate)
         self.teachers = build_teachers(student, models, self.losses, self.args)
         self._batch_mean = BatchMean(self.accelerator)  # which each trial replaces
@@ -277,8 +278,7 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.losses:
-            columns = teacher_columns(self.teachers)
-            self._signature_columns += sorted(columns - set(self._signature_columns))
+            self._signature_columns += sorted(teacher_columns(self.teachers) - set(self._signature_columns))
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return student_inputs(inputs, self._student, self.teachers) if self.losses else inputs

@@ -59,6 +59,20 @@ def test_heads_without_classes_have_no_note_about_them():
     assert report.to_markdown().strip().split("\n\n") == paragraphs[:2] + paragraphs[3:]
 
 
+def test_an_engine_that_changes_answers_is_a_warning():
+    report = plain_report()
+    report.measurements[2] = replace(report.measurements[2], engine_agreement=0.69)
+    text = report.to_markdown()
+    assert "Warning: the student in ONNX int8 gives 69.0 % of the answers of the same model in torch." in text
+    report.measurements[2] = replace(report.measurements[2], engine_agreement=0.985)
+    assert "Warning" not in report.to_markdown()
+    scores = replace(report.measurements[2], agreement={"pearson": 0.9})
+    report.measurements = [replace(m, agreement={"pearson": 0.9}) for m in report.measurements[:2]] + [scores]
+    assert (
+        "Warning: the student in ONNX int8 correlates by 0.985 with the same model in torch." in report.to_markdown()
+    )
+
+
 def test_a_metric_that_repeats_another_one_is_shown_once():
     report = plain_report()
     assert "score" not in report.to_markdown()

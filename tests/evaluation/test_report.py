@@ -303,6 +303,11 @@ def test_heads_of_two_kinds_are_refused(measure, teacher):
         measure(teacher, build(BertForMultipleChoice, bert_config(2, 16)))
 
 
+def test_a_missing_tokenizer_is_refused(teacher, student):
+    with pytest.raises(TypeError, match="pass the tokenizer"):
+        StudentReport.measure(teacher, student, rows(8), None, accuracy)
+
+
 def test_rows_without_positions_are_refused_for_spans(measure):
     models = [build(BertForQuestionAnswering, bert_config(1, 16)) for _ in range(2)]
     with pytest.raises(ValueError, match="'start_positions', 'end_positions'"):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import bert_config, build, pad, rows
+from conftest import bert_config, build, needs_accelerator, pad, rows
 from datasets import Dataset
 from short_runs import assert_same_run, distil
 from transformers import (
@@ -176,6 +176,14 @@ def test_sdpa_against_eager(case):
 
 def test_activation_checkpointing(case):
     assert_same_run(case.run(activation_checkpointing=True), case.expected)
+
+
+@needs_accelerator
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_accelerator_against_cpu(case, padding_free):
+    if case.padding_counts and padding_free:
+        pytest.skip("padding changes transformers' own label loss of spans")
+    assert_same_run(case.run(use_cpu=False, padding_free=padding_free), case.expected, rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_is_close(case):

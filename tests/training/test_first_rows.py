@@ -88,7 +88,9 @@ def test_later_passes_and_workers_open_a_stream_anew():
     assert [row["input_ids"] for batch in loader for row in batch] == data["input_ids"]
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("sized", "datasets") else ()) for name in STREAMS]
+)
 def test_training_on_a_stream_is_training_on_its_rows(tmp_path, student, teacher, name):
     data, collect = rows(24), Collect()
     plain = distil(tmp_path, copy.deepcopy(student), teacher, train_dataset=data, max_steps=3)
@@ -98,6 +100,7 @@ def test_training_on_a_stream_is_training_on_its_rows(tmp_path, student, teacher
     assert collect.rows[-24:] == [*map(tuple, data["input_ids"])]
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_sized_stream(tmp_path, student, teacher):
     data = rows(20)
     plain = distil(tmp_path, copy.deepcopy(student), teacher, train_dataset=data, max_steps=-1, num_train_epochs=2)

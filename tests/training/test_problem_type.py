@@ -32,9 +32,8 @@ SEVERAL = [[1.0, 0.0, float(i % 2)] for i in range(8)]
 STEPS = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.0}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("column", ["labels", "label"])
-def test_lists_of_real_numbers_are_several_labels_from_the_first_step_to_the_last(tmp_path, stream, column):
+@pytest.mark.parametrize(("column", "stream"), [("labels", True), ("label", False)])
+def test_lists_of_real_numbers_are_several_labels_from_the_first_step_to_the_last(tmp_path, column, stream):
     """Reference: the sigmoid cross-entropy of the two models' logits; a learning rate of 0 keeps it."""
     student, teacher, data = classifier(1), classifier(2), labelled(SEVERAL)
     batch = {name: values for name, values in collate(list(data)).items() if name != "labels"}

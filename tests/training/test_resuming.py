@@ -1,6 +1,7 @@
 """A checkpoint of another training is refused before anything is trained, and one of the same training is not."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -25,12 +26,13 @@ def trainer_of(folder, student, teacher, changes, **options):
     )
 
 
-@pytest.fixture
-def checkpoints(tmp_path, student, teacher):
-    """One of each phase, of copies of the same student."""
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, _models):
+    """A folder of checkpoints for each phase, of copies of the same student."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     for name, changes in PHASES.items():
-        trainer_of(tmp_path / name, copy.deepcopy(student), teacher, changes).train()
-    return tmp_path
+        trainer_of(folder / name, *map(copy.deepcopy, (_models["student"], _models["teacher"])), changes).train()
+    return folder
 
 
 def test_phases_refuse_the_checkpoints_of_each_other(checkpoints, student, teacher):
@@ -55,14 +57,15 @@ def test_phases_refuse_the_checkpoints_of_each_other(checkpoints, student, teach
         assert files == {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
 
 
-def test_a_phase_after_another_one_in_the_same_process(checkpoints, student, teacher):
+@pytest.mark.slow
+def test_a_phase_after_another_one_in_the_same_process(tmp_path, student, teacher):
     """The record of the first phase is already in the student's configuration."""
-    trainer_of(checkpoints / "first", student, teacher, PHASES["prediction"]).train()
+    trainer_of(tmp_path / "first", student, teacher, PHASES["prediction"]).train()
     with pytest.raises(ValueError, match="a distillation on the losses"):
-        trainer_of(checkpoints / "first", student, teacher, None).train(resume_from_checkpoint=True)
-    plain = Trainer(student, TrainingArguments(str(checkpoints / "second"), **QUIET), pad, rows(8))
+        trainer_of(tmp_path / "first", student, teacher, None).train(resume_from_checkpoint=True)
+    plain = Trainer(student, TrainingArguments(str(tmp_path / "second"), **QUIET), pad, rows(8))
     plain.train()
-    again = trainer_of(checkpoints / "second", student, teacher, None)
+    again = trainer_of(tmp_path / "second", student, teacher, None)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 2
 
@@ -82,8 +85,7 @@ QUIET |= {"use_cpu": True}
     ],
     ids=["layers", "order", "settings", "teachers", "student"],
 )
-def test_what_is_another_training(tmp_path, student, teacher, change, message):
-    trainer_of(tmp_path, copy.deepcopy(student), teacher, PHASES["intermediate"]).train()
+def test_what_is_another_training(tmp_path, checkpoints, student, teacher, change, message):
     other = [teacher, build(BertForSequenceClassification, bert_config(4, 32), 9)]
     models = {
         "teachers": [student, other],
@@ -92,27 +94,27 @@ def test_what_is_another_training(tmp_path, student, teacher, change, message):
     model, teachers = models.get(next(iter(change)), [student, teacher])
     changes = PHASES["intermediate"] | (change if next(iter(change)) not in models else {})
     with pytest.raises(ValueError, match=message):
-        trainer_of(tmp_path, model, teachers, changes).train(resume_from_checkpoint=True)
+        trainer_of(tmp_path, model, teachers, changes).train(str(checkpoints / "intermediate/checkpoint-2"))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_steps": 4},
+        pytest.param({"max_steps": 4}, marks=pytest.mark.slow),
         {"per_device_train_batch_size": 4, "max_steps": 4},
-        {"max_steps": -1, "num_train_epochs": 3},
+        pytest.param({"max_steps": -1, "num_train_epochs": 3}, marks=pytest.mark.slow),
         {"learning_rate": 0.01, "loss_weights": [1.0, 2.0], "max_steps": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_the_same_training(tmp_path, student, teacher, change):
-    trainer_of(tmp_path, copy.deepcopy(student), teacher, PHASES["intermediate"]).train()
+def test_what_is_the_same_training(tmp_path, checkpoints, student, teacher, change):
     trainer = trainer_of(tmp_path, student, teacher, PHASES["intermediate"] | change)
-    trainer.train(resume_from_checkpoint=True)
+    trainer.train(resume_from_checkpoint=str(checkpoints / "intermediate/checkpoint-2"))
     assert trainer.state.global_step > 2
     assert len(student.config.distillation["stages"]) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_the_model_alone_is_known_by_its_lineage(tmp_path, student, teacher):
     options = {"save_only_model": True}
     trainer_of(tmp_path, copy.deepcopy(student), teacher, PHASES["prediction"] | options).train()
@@ -123,8 +125,8 @@ def test_a_checkpoint_with_the_model_alone_is_known_by_its_lineage(tmp_path, stu
     assert trainer.state.global_step == 3
 
 
-def test_a_record_that_cannot_be_read_stops_nothing(tmp_path, student, teacher):
-    trainer_of(tmp_path, copy.deepcopy(student), teacher, PHASES["prediction"]).train()
+def test_a_record_that_cannot_be_read_stops_nothing(tmp_path, checkpoints, student, teacher):
+    shutil.copytree(checkpoints / "prediction/checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2/distillation_stage.json").write_text('{"losses": 3')
     trainer = trainer_of(tmp_path, student, teacher, PHASES["prediction"] | {"max_steps": 3})
     trainer.train(resume_from_checkpoint=True)
@@ -139,6 +141,7 @@ def test_a_folder_that_is_not_there_is_trainers_error(tmp_path, student, teacher
         trainer.train(resume_from_checkpoint=str(tmp_path / "missing"))
 
 
+@pytest.mark.slow
 def test_the_label_loss_alone_is_a_distillation_too(tmp_path, student):
     trainer = trainer_of(tmp_path, student, None, None, losses=[TaskLoss()])
     trainer.train()
