@@ -63,9 +63,10 @@ class LogFile:
         *lines, self.line = (self.line + text).split("\n")
         for line in lines:
             self._write_line(line)
-        if "\r" in self.line and self.clock() - self.written >= self.between_lines:
-            self._write_line(self.line)
-            self.line = "\r"
+        before, _, drawn = self.line.rpartition("\r")
+        if before and self.clock() - self.written >= self.between_lines:
+            self._write_line(f"\r{before}")  # not the newest, which may be the last one and have a line anyway
+            self.line = f"\r{drawn}"
         return len(text)
 
     def _write_line(self, line: str) -> None:

@@ -255,12 +255,12 @@ def test_choices(tmp_path):
     [
         ("text", {}, "no column ['text', 'label'], only ['review', 'stars']"),
         ("tokens", {"text": ["review"], "label": "stars"}, "each row needs a list of strings"),
-        ("qa", {"text": ["review"]}, "name two columns"),
+        ("qa", {"text": ["review"], "label": "stars"}, "name two columns"),
         ("qa", {"text": ["review", "review"], "label": "stars"}, "answer_start"),
         ("choice", {"text": ["review"], "label": "stars"}, "no column ['choices']"),
         ("choice", {}, "no column ['context', 'label']"),
         ("words", {}, "give one of text, tokens, qa, choice"),
-        ("text", {"validation": "dev"}, "no split ['dev'], only ['train']"),
+        ("text", {"text": ["review"], "label": "stars", "validation": "dev"}, "no split ['dev'], only ['train']"),
     ],
 )
 def test_columns_and_kinds_that_do_not_fit(tmp_path, kind, options, says):

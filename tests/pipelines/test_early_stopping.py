@@ -43,7 +43,7 @@ def test_it_stops_after_evaluations_without_a_better_score(run, tmp_path):
 
 
 KILLS = {
-    "after one evaluation": lambda run: killed_at_step(run, "student", 5),
+    "after two evaluations": lambda run: killed_at_step(run, "student", 8),
     "when it has stopped": lambda run: killed_in(run, DistillationTrainer, "_load_best_model"),
 }
 
