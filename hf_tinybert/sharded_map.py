@@ -9,6 +9,9 @@ import datasets
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from .sound_caches import cache_file, remove_corrupt
+from .whole_files import disk_errors
+
 
 def sharded_map(
     dataset: datasets.Dataset,
@@ -21,7 +24,7 @@ def sharded_map(
     """`dataset.map(function, batched=True)`, one shard at a time, the processes taking turns.
 
     The cache file of a shard is named by the fingerprint of its rows and by `key`. The same call again, after it was
-    interrupted or in another process, therefore computes nothing twice.
+    interrupted or in another process, therefore computes nothing twice. A file that has become corrupt is made again.
 
     Args:
         dataset: The rows.
@@ -33,6 +36,9 @@ def sharded_map(
 
     Returns:
         The mapped rows, in their order.
+
+    Raises:
+        DiskError: If the disk of the cache is full or cannot be written to.
     """
     state, count = PartialState(), max(1, -(-len(dataset) // shard_size))
     bar = tqdm(total=len(dataset), desc=desc, unit="row", disable=not state.is_main_process)
@@ -45,7 +51,9 @@ def sharded_map(
     def mapped_shard(index: int) -> datasets.Dataset:
         rows = dataset.shard(count, index, contiguous=True) if count > 1 else dataset
         name = hashlib.sha256(f"{rows._fingerprint} {key}".encode()).hexdigest()[:16]
-        with _without_bars():
+        cached = cache_file(rows, name)
+        remove_corrupt(cached)
+        with _without_bars(), disk_errors(cached or "memory"):
             return rows.map(counted, batched=True, new_fingerprint=name, **map_arguments)
 
     with bar:

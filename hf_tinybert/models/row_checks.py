@@ -155,12 +155,22 @@ def take_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str], count: in
         rows: Tokenised rows.
         names: The columns; those that a row lacks are left out.
         count: The number of rows; None takes all.
+
+    Raises:
+        TypeError: If these are no rows, or if one of them has no columns.
     """
+    if not isinstance(rows, Iterable) and not hasattr(rows, "__getitem__"):
+        raise TypeError(f"{type(rows).__name__} is no data set: pass tokenised rows, each with input_ids.")
     chosen: Iterable[Mapping[str, Any]] = islice(rows, count)
     if count is not None and hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
         numbers = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
         chosen = (rows[number] for number in numbers.tolist())
-    return [{name: _as_list(row[name]) for name in names if name in row} for row in chosen]
+    taken = []
+    for number, row in enumerate(chosen):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"Row {number} is {type(row).__name__}: pass tokenised rows, each with input_ids.")
+        taken.append({name: _as_list(row[name]) for name in names if name in row})
+    return taken
 
 
 def _as_list(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,6 @@ from accelerate import PartialState
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
     set_seed,
@@ -17,8 +17,10 @@ from transformers import (
 
 from ..losses import DistillationLoss
 from ..models.loading import from_pretrained, load_tokenizer
+from ..sound_caches import with_sound_caches
 from ..students import TINYBERT4, create_student
 from .phase import GENERAL, Phase
+from .resumable import BatchMasks
 from .runs import TrainingData, claim, initialisation, train_once
 from .text import tokenize_text
 
@@ -87,7 +89,7 @@ def general_distillation(
     masks = bool(phase.reads & {"logits", "loss"})
     tokenizer, teacher_model = load_tokenizer(teacher), _teacher(teacher, masks)
     with PartialState().main_process_first():
-        rows = tokenize_text(data, tokenizer, text, max_length, packed)
+        rows = with_sound_caches(data, partial(tokenize_text, data, tokenizer, text, max_length, packed))
     if streamed:  # each process reads shards of its own, for as long as the others do
         rows = rows.repeat(None)
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})
@@ -99,7 +101,7 @@ def general_distillation(
         )
     else:
         model = from_pretrained(_model_class(masks), student)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+    collator = BatchMasks(tokenizer, mlm_probability=mlm_probability)
     training_data = TrainingData(rows, tokenizer, collator if masks else DataCollatorWithPadding(tokenizer))
     return train_once(model, phase, training_data, [teacher_model])[0]
 

@@ -1,7 +1,7 @@
-"""What lets a killed run continue: a folder with its settings, phases trained once, the newest complete checkpoint."""
+"""What lets a killed run continue: a folder with its settings, phases trained once, the newest whole checkpoint."""
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,20 @@ import datasets
 from accelerate import PartialState
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..training.arguments import DistillationArguments
-from ..training.trainer import DistillationTrainer
+from ..training.checkpoints import STATE, model_fault, newest_checkpoint, remove_checkpoints
+from ..whole_files import check_writable, disk_errors, read_json, written_whole
 from .early_stopping import add_early_stopping
 from .phase import Phase
 from .progress import name_bar
+from .resumable import ResumableTrainer
+
+SETTINGS, RESULTS = "settings.json", "results.json"
+
+logger = logging.get_logger(__name__)
+REMAINS = " What is finished, and the last checkpoint, remain: the same call continues."
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,56 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write `settings.json` into a folder that has none.
 
     Raises:
-        ValueError: If the folder holds a run with other settings, which could not continue to the same student.
+        ValueError: If the folder holds a run with other settings, which could not continue to the same student, or if
+            its settings are corrupt.
+        DiskError: If the folder, or one of a phase that is not finished, cannot be written to.
     """
-    path, text = folder / "settings.json", json.dumps(settings, indent=1, default=str)
-    if path.exists() and (before := json.loads(path.read_text())) != (now := json.loads(text)):
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        raise ValueError(f"{folder} holds a run with other {differing}: choose another output_dir or remove it.")
+    path, text = folder / SETTINGS, json.dumps(settings, indent=1, default=str)
+    if path.exists():
+        now, advice = json.loads(text), "remove it if the run had these settings, or choose another output_dir"
+        if (before := read_json(path, advice)) != now:
+            differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            raise ValueError(f"{folder} holds a run with other {differing}: choose another output_dir or remove it.")
     PartialState().wait_for_everyone()
+    if not PartialState().is_main_process:
+        return
+    if not path.exists():
+        check_writable(folder)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as part:
+                part.write_text(text)
+    elif not is_finished(folder):
+        for place in (folder, *(place for place in folder.iterdir() if place.is_dir() and not is_finished(place))):
+            check_writable(place)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its results, or a training its state."""
+    return (folder / RESULTS).exists() or (folder / STATE).exists()
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None if it is not finished or, with a warning, if their file is corrupt."""
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, "the trained models are measured again")
+    except ValueError as error:
+        logger.warning(str(error))
+        return None
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the results of a run, whole.
+
+    Raises:
+        DiskError: If they cannot be written.
+    """
     if PartialState().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        with disk_errors(folder, remains=REMAINS), written_whole(folder / RESULTS) as part:
+            part.write_text(json.dumps(results, indent=1))
 
 
 def train_once(
@@ -75,24 +123,43 @@ def train_once(
         The model as it is saved, and the state of its training. If the phase selects the best model, the last one is
         saved in `{folder}_last`.
     """
-    state = phase.folder / "trainer_state.json"
-    if not state.exists():
-        trainer = _trainer(model, phase, data, teachers)
-        checkpoint = last_checkpoint(phase.folder)
-        if phase.early_stopping is not None:
-            add_early_stopping(trainer, phase.early_stopping, checkpoint)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        _save(trainer, type(model), phase.folder)
-    return type(model).from_pretrained(phase.folder), TrainerState.load_from_json(str(state))
+    if not (phase.folder / STATE).exists():
+        with disk_errors(phase.folder, remains=REMAINS):
+            trainer = _trainer(model, phase, data, teachers)
+            checkpoint = last_checkpoint(phase)
+            if phase.early_stopping is not None:
+                add_early_stopping(trainer, phase.early_stopping, checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            _save(trainer, type(model), phase.folder)
+    saved = load_saved(type(model), phase.folder)
+    state = read_json(phase.folder / STATE, _again(phase.folder))
+    if PartialState().is_main_process and os.access(phase.folder, os.W_OK):
+        remove_checkpoints(phase.folder)
+    return saved, TrainerState(**state)
+
+
+def load_saved(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    """A model that a finished training saved.
+
+    Raises:
+        ValueError: If a file of it is missing or corrupt.
+    """
+    if not folder.is_dir() or (fault := model_fault(folder)):
+        raise ValueError(f"In {folder}, which a finished training saved, {fault}: {_again(folder)}.")
+    return model_class.from_pretrained(folder)
+
+
+def _again(folder: Path) -> str:
+    return f"put the file back, or remove {folder} to train this phase again"
 
 
 def _trainer(
     model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
-) -> DistillationTrainer:
+) -> ResumableTrainer:
     args = DistillationArguments(str(phase.folder), **phase.trainer_arguments)
     if args.load_best_model_at_end and args.save_total_limit == 1:
         args.save_total_limit = 2  # or Trainer removes the last checkpoint at the end if another one is the best
-    trainer = DistillationTrainer(
+    trainer = ResumableTrainer(
         model,
         args,
         data_collator=data.data_collator,
@@ -108,34 +175,26 @@ def _trainer(
     return trainer
 
 
-def _save(trainer: DistillationTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:
-    """Save what was trained and remove the checkpoints."""
+def _save(trainer: ResumableTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:
+    """Save what was trained; the state of the training is saved last."""
     trainer.save_model()
     if not trainer.args.push_to_hub:  # save_model has written the card before its push
         trainer.create_model_card()
     if trainer.args.should_save:
         if trainer.args.load_best_model_at_end:
             model_class.from_pretrained(get_last_checkpoint(folder)).save_pretrained(f"{folder}_last")
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    trainer.save_state()  # after all else, as its file says that the phase is finished
+        with written_whole(folder / STATE) as part:  # after all models, as this file says that the phase is finished
+            trainer.state.save_to_json(str(part))
     PartialState().wait_for_everyone()
 
 
 def initialisation(init: str, *phases: Phase) -> str:
     """The `init` of `create_student`: "random" if a phase has begun, whose checkpoint replaces every weight anyway."""
-    folders = [phase.folder for phase in phases]
-    begun = any((folder / "trainer_state.json").exists() or last_checkpoint(folder) for folder in folders)
+    begun = any((phase.folder / STATE).exists() or last_checkpoint(phase) for phase in phases)
     return "random" if begun else init
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint; one that was being written when its process was killed is removed."""
-    while folder.is_dir() and (checkpoint := get_last_checkpoint(folder)):
-        try:
-            TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))  # Trainer writes it last
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        else:
-            return checkpoint
-    return None
+def last_checkpoint(phase: Phase) -> str | None:
+    """The newest whole checkpoint of a phase (`newest_checkpoint`)."""
+    with PartialState().main_process_first():  # which removes or sets aside what is not whole
+        return newest_checkpoint(phase.folder, with_optimizer=not phase.arguments.get("save_only_model"))

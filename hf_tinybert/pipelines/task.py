@@ -1,8 +1,8 @@
 """Distillation for a task: a fine-tuned teacher, an initialised student, an intermediate and a prediction phase."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..lineage import Lineage, ModelRecord
 from ..losses import TaskLoss
 from ..models.loading import load_tokenizer
+from ..sound_caches import with_sound_caches
 from ..students import TINYBERT4, create_student
 from ..tasks import Task
 from ..tasks.augmentation import Augmentation
@@ -21,7 +22,7 @@ from ..teachers.logit_cache import cache_logits
 from ..training.arguments import DistillationArguments
 from .early_stopping import EarlyStopping
 from .phase import Phase, model_names
-from .runs import TrainingData, claim, initialisation, train_once
+from .runs import TrainingData, claim, initialisation, load_saved, read_results, train_once, write_results
 from .scoring import evaluate_task
 from .task_phases import TaskPhases
 
@@ -103,9 +104,8 @@ def task_distillation(
         "augmentation": augmentation.settings if augmentation else None,
     }
     claim(output_dir, settings | _data_settings(task, data) | {"phases": phases.settings})
-    finished = output_dir / "results.json"
-    if finished.exists():
-        return json.loads(finished.read_text())
+    if (results := read_results(output_dir)) is not None:
+        return results
 
     run = _TaskRun.start(task, data, phases, load_tokenizer(teachers[0]))
     models = run.fine_tuned(teachers, phases.fine_tuning)
@@ -115,8 +115,7 @@ def task_distillation(
     model = run.distil(model, models, augmented)
     results = _teacher_scores(scores) | run.student_scores(model) | _sizes(models[0], model)
     results |= {"rows": len(augmented.rows), "seconds": run.seconds}
-    if PartialState().is_main_process:
-        finished.write_text(json.dumps(results, indent=1))
+    write_results(output_dir, results)
     return results
 
 
@@ -162,7 +161,9 @@ class _TaskRun:
         """Tokenise the data."""
         logger.info("Tokenising " + ", ".join(f"{len(rows)} rows of {split}" for split, rows in data.items()) + ".")
         with PartialState().main_process_first():
-            tokens = {split: task.tokenize(rows, tokenizer) for split, rows in data.items()}
+            tokens = {
+                split: with_sound_caches(rows, partial(task.tokenize, rows, tokenizer)) for split, rows in data.items()
+            }
         selecting = task.validation[0]
         training_data = TrainingData(
             tokens["train"],
@@ -220,7 +221,8 @@ class _TaskRun:
         settings = {"masked_lm": masked_lm.name, "masked_lm_revision": masked_lm.revision, **augmentation.settings}
         variants = augmentation(self.data["train"], columns)
         with PartialState().main_process_first():
-            rows = self.task.tokenize(variants, self.training_data.tokenizer)
+            tokenize = partial(self.task.tokenize, variants, self.training_data.tokenizer)
+            rows = with_sound_caches(variants, tokenize)
         return replace(self.training_data, rows=rows, augmentation=settings)
 
     def distil(
@@ -264,7 +266,7 @@ class _TaskRun:
     def student_scores(self, student: PreTrainedModel) -> dict[str, dict[str, dict[str, float]]]:
         """The metrics of the best and of the last epoch."""
         last = self.phases.prediction.folder.with_name("student_last")
-        return {"student": self.score(student), "student_last": self.score(type(student).from_pretrained(last))}
+        return {"student": self.score(student), "student_last": self.score(load_saved(type(student), last))}
 
     @property
     def seconds(self) -> dict[str, float]:

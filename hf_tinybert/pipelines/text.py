@@ -29,7 +29,8 @@ def tokenize_text(
         The sequences as `input_ids`; if they are not packed, with the tokenizer's other columns.
 
     Raises:
-        ValueError: If the data has no such column, or if a row has no text in it.
+        ValueError: If the data has no such column, if a row has no text in it, or if `max_length` leaves no room for
+            text.
     """
     # a stream from a generator, from text files or after a map does not know its columns: the first row does
     columns = list(data.column_names or next(iter(data), {}))
@@ -37,7 +38,11 @@ def tokenize_text(
         raise ValueError(f"The data set has no column '{text}', only {columns}: name the column of the text.")
     prefix, suffix = _special_tokens(tokenizer)
     length = max_length - len(prefix) - len(suffix)
-
+    if length < 1:
+        raise ValueError(
+            f"max_length={max_length} leaves no room beside the {len(prefix) + len(suffix)} special tokens of a "
+            f"sequence: give at least {len(prefix) + len(suffix) + 1}."
+        )
     if isinstance(data, datasets.Dataset):
         check_texts(data, [text], "the data")
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..evaluation.report import StudentReport
 from ..lineage import DataRecord, Lineage
+from ..whole_files import DiskError, disk_errors
 from .hub import PushWatcher, one_line, retried, upload
 from .model_card import extend_card, final_evaluation
 
@@ -85,10 +86,12 @@ class Publisher:
         Raises:
             ValueError: If the student does not reach the threshold.
             RuntimeError: If the push fails. The message of either says where the student is.
+            DiskError: If the student cannot be saved.
         """
         trainer = self.trainer
-        trainer.save_model(_internal_call=True)
         folder = trainer.args.output_dir
+        with disk_errors(folder, remains=" The student is not saved yet; its checkpoints remain."):
+            trainer.save_model(_internal_call=True)
         if threshold is not None and (shortfall := threshold.shortfall(trainer.evaluate()[threshold.metric])):
             raise ValueError(f"{shortfall} It is not pushed; it is in {folder}.")
         repo = trainer.hub_model_id or trainer.args.hub_model_id or Path(folder).absolute().name
@@ -108,7 +111,9 @@ class Publisher:
             return retried(push_to_hub, upload_again)
 
     def push_checkpoint(self, push_from_checkpoint: Callable[[], None], threshold: Threshold | None) -> None:
-        """Push a checkpoint if the newest score reaches the threshold, and warn of earlier pushes that failed.
+        """Push a checkpoint if the newest score reaches the threshold, and warn of pushes that failed.
+
+        The files of the checkpoint are copied first; a disk that is too full for that does not stop training.
 
         Args:
             push_from_checkpoint: Trainer's push of a checkpoint.
@@ -124,7 +129,11 @@ class Publisher:
                 logger.info(f"{shortfall} This checkpoint is not pushed.")
                 return
         before = self._jobs
-        push_from_checkpoint()
+        try:
+            with disk_errors(trainer.args.output_dir):
+                push_from_checkpoint()
+        except DiskError as error:
+            logger.warning(f"This checkpoint is not pushed. {error} Training goes on.")
         self._watcher.watch([job for job in self._jobs if job not in before])
 
     def finish_pushes(self, finish_current_push: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 from ..models.checks import check_label_names
 from ..models.loading import from_pretrained, load_config
 from .column_checks import check_texts
+from .labels import numbered_labels
 
 
 class ExampleScorer:
@@ -263,9 +264,7 @@ def as_class_labels(data: datasets.DatasetDict, column: str) -> datasets.Dataset
     if dtype == "bool":
         names = ["False", "True"]
     elif "int" in dtype:
-        if min(values["train"]) < 0:
-            raise ValueError(f"'{column}' has the label {min(values['train'])}: number the classes from 0.")
-        names = [f"LABEL_{index}" for index in range(1 + max(values["train"]))]
+        names = numbered_labels(values["train"], column)
     else:
         names = sorted(values["train"])
         for split, labels in values.items():

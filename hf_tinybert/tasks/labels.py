@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 import datasets
 
+MOST_GAPS = 1000
 NUMBERS = {"False": 0, "True": 1}
 
 
@@ -30,7 +31,7 @@ def as_class_label_lists(data: datasets.DatasetDict, column: str) -> datasets.Da
     if not values["train"] or None in values["train"]:
         raise ValueError(f"'{column}' has empty lists alone, or values that are missing, in the split 'train'.")
     if "int" in dtype:
-        names = [f"LABEL_{index}" for index in range(1 + max(values["train"]))]
+        names = numbered_labels(values["train"], column)
     else:
         names = sorted(values["train"])
         for split, labels in values.items():
@@ -40,6 +41,26 @@ def as_class_label_lists(data: datasets.DatasetDict, column: str) -> datasets.Da
     # shuffled rows are slices of one row each, which a cast takes minutes for
     data = data.flatten_indices().cast_column(column, datasets.List(plain))
     return data.cast_column(column, datasets.List(datasets.ClassLabel(names=names)))
+
+
+def numbered_labels(labels: Collection[int], column: str) -> list[str]:
+    """`LABEL_0` to the largest integer.
+
+    Args:
+        labels: The integers.
+        column: What messages call their column.
+
+    Raises:
+        ValueError: If one is negative, or if there are so many gaps that the integers are no numbers of classes.
+    """
+    if min(labels) < 0:
+        raise ValueError(f"'{column}' has the label {min(labels)}: number the classes from 0.")
+    if max(labels) > 10 * len(labels) + MOST_GAPS:
+        raise ValueError(
+            f"'{column}' has {len(labels)} different integers up to {max(labels)}: number the classes from 0 without "
+            "gaps, or give strings."
+        )
+    return [f"LABEL_{index}" for index in range(1 + max(labels))]
 
 
 def align_labels(data: datasets.DatasetDict, column: str, labels: Sequence[str]) -> datasets.DatasetDict:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -13,13 +14,14 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils import broadcast_object_list, find_executable_batch_size
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..activations import Activations, QueryKey
+from ..whole_files import DiskError, disk_errors, written_whole
 
 logger = logging.get_logger(__name__)
 
@@ -97,7 +99,8 @@ class Layout:
 
     def save(self, folder: Path) -> None:
         """Write the layout. It is written last: it says that the cache is whole."""
-        (folder / LAYOUT_FILE).write_text(json.dumps([asdict(part) for part in self.parts]))
+        with written_whole(folder / LAYOUT_FILE) as file:
+            file.write_text(json.dumps([asdict(part) for part in self.parts]))
 
     @property
     def width(self) -> int:
@@ -156,7 +159,8 @@ def cache_activations(
 ) -> ActivationCache | None:
     """Cache what `forward` captures of every row under `HF_DATASETS_CACHE`, named by the rows' fingerprint and `key`.
 
-    The cache is made once and read by every later run; a pass that was killed is made again. Processes share the pass.
+    The cache is made once and read by every later run; a pass that was killed, or whose files have become corrupt, is
+    made again. Processes share the pass. A disk that is full or read-only is no error: then there is no cache.
 
     Args:
         forward: A batch → activations.
@@ -172,18 +176,45 @@ def cache_activations(
     """
     name = hashlib.sha256(f"{dataset._fingerprint} {key}".encode()).hexdigest()[:16]
     folder, state = Path(datasets.config.HF_DATASETS_CACHE, "teacher_activations", name), PartialState()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock") if state.is_main_process else nullcontext():  # one run at a time
-        state.wait_for_everyone()
-        whole = (folder / LAYOUT_FILE).exists()
-        if not whole and not (worthwhile and _make(folder, forward, dataset, collate, budget_gb, batch_size)):
-            return None
-    return ActivationCache(folder)
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock") if state.is_main_process else nullcontext()  # one run at a time
+            with lock:
+                state.wait_for_everyone()
+                cache = _open(folder, int(lengths_of(dataset).sum()))
+                state.wait_for_everyone()  # all have seen whether it is whole before one writes
+                if cache is None and worthwhile and _make(folder, forward, dataset, collate, budget_gb, batch_size):
+                    cache = ActivationCache(folder)
+                return cache
+    except DiskError as error:
+        logger.warning(f"Teacher activations are not cached, the teacher runs live. {error}")
+        return None
+
+
+def lengths_of(dataset: datasets.Dataset) -> np.ndarray:
+    """The number of tokens of each row."""
+    return np.array([sum(mask) for mask in dataset["attention_mask"]])
+
+
+def _open(folder: Path, tokens: int) -> ActivationCache | None:
+    """The cache in a folder; None if there is none or, with a warning, one whose files are corrupt."""
+    if not (folder / LAYOUT_FILE).exists():
+        return None
+    try:
+        cache = ActivationCache(folder)
+        if int(cache.offsets[-1]) == tokens and (folder / RECORDS_FILE).stat().st_size == cache.records.nbytes:
+            return cache
+        reason = "a file is cut off"
+    except (ValueError, TypeError, KeyError, EOFError, FileNotFoundError) as error:
+        reason = str(error)
+    logger.warning(f"The cached teacher activations in {folder} are corrupt ({reason}): they are made again.")
+    return None
 
 
 def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size: int) -> bool:
     state = PartialState()
-    lengths = np.array([sum(mask) for mask in dataset["attention_mask"]])
+    lengths = lengths_of(dataset)
     order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit in memory fails at once
     rows = [dataset[int(row)] for row in order[[0, -1]]]
     first = forward(collate(rows))
@@ -194,13 +225,11 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
     if not first.attention_mask[:, 0].all():
         _check_left_padding(layout, first, forward(collate(rows[1:])))
     shape = int(lengths.sum()), layout.width
-    if not _fits(shape, budget_gb, folder):
-        return False
-    offsets = np.concatenate([[0], lengths.cumsum()])
+    offsets, reserved = np.concatenate([[0], lengths.cumsum()]), [False]
     if state.is_main_process:
-        np.save(folder / OFFSETS_FILE, offsets)
-        np.memmap(folder / RECORDS_FILE, np.int16, "w+", shape=shape)
-    state.wait_for_everyone()
+        reserved = [_fits(shape, budget_gb, folder) and _reserve(folder, offsets, shape)]
+    if not broadcast_object_list(reserved)[0]:
+        return False
     records = np.memmap(folder / RECORDS_FILE, np.int16, "r+", shape=shape)
     share = order[state.process_index :: state.num_processes]
 
@@ -220,6 +249,24 @@ def _make(folder: Path, forward, dataset, collate, budget_gb: float, batch_size:
     if state.is_main_process:
         layout.save(folder)
     state.wait_for_everyone()
+    return True
+
+
+def _reserve(folder: Path, offsets: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Write the offsets and reserve the disk of the records, so that a disk that fills up kills no process later."""
+    try:
+        with disk_errors(folder):
+            (folder / LAYOUT_FILE).unlink(missing_ok=True)  # from now on the cache is not whole
+            np.save(folder / OFFSETS_FILE, offsets)
+            with (folder / RECORDS_FILE).open("wb") as file:
+                size = 2 * shape[0] * shape[1]
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)
+    except DiskError as error:
+        (folder / RECORDS_FILE).unlink(missing_ok=True)
+        logger.warning(f"Teacher activations are not cached, the teacher runs live. {error}")
+        return False
     return True
 
 

@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..models.forward import forward_columns
 from ..models.prediction_heads import PredictionHead, prediction_head_of
+from ..models.row_checks import InputLimits, check_rows
 from ..models.weights import weights_digest
 from ..sharded_map import sharded_map
 from .ensemble import combine_logits, normalised
@@ -47,13 +48,15 @@ def cache_logits(
         `dataset` with logits in float32: (C,) a row, or (n, C) of its n tokens, (n, 2) for spans.
 
     Raises:
-        ValueError: For masked language models, which mask other tokens in each epoch.
+        ValueError: For masked language models, which mask other tokens in each epoch, and for a row that the teachers
+            cannot read.
     """
     teachers = [teacher] if isinstance(teacher, PreTrainedModel) else list(teacher)
     head = prediction_head_of(teachers[0])
     if not all(prediction_head_of(model).cacheable for model in teachers):
         raise ValueError("Logits of masked tokens cannot be cached, as other tokens are masked in each epoch.")
     weights = normalised(weights, len(teachers))
+    check_rows(dataset, InputLimits.of_models(teachers, "choices" in head.input_axes), "dataset")
     collate = data_collator or DataCollatorWithPadding(processing_class)
     columns = {name for model in teachers for name in forward_columns(model)}
     if data_collator:  # that of multiple choice cannot do without labels

@@ -164,6 +164,7 @@ class DistillationArguments(TrainingArguments):
             raise ValueError("padding_free makes shapes that torch_compile cannot know in advance: leave one out.")
         if self.teacher_dtype not in (None, *TEACHER_DTYPES):
             raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
+        self._check_numbers()
         super().__post_init__()
         if self.push_to_hub_min_retained is not None:
             if self.push_to_hub_min_retained <= 0:
@@ -180,6 +181,18 @@ class DistillationArguments(TrainingArguments):
             # intermediate layers leave the prediction head unused
             if self.ddp_find_unused_parameters is None:
                 self.ddp_find_unused_parameters = True
+
+    def _check_numbers(self) -> None:
+        """What Trainer finds out later, or not at all."""
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if isinstance(value := getattr(self, name), int) and value < 1:
+                raise ValueError(f"{name}={value}: give at least 1.")
+        for name in ("learning_rate", "num_train_epochs", "teacher_cache_gb"):
+            if isinstance(value := getattr(self, name), int | float) and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value}: give a finite number that is not below 0.")
+        for name in ("seed", "data_seed"):
+            if isinstance(value := getattr(self, name), int) and not 0 <= value < 2**32:
+                raise ValueError(f"{name}={value}: give an integer from 0 to 2**32 - 1.")
 
     def changed_arguments(self) -> list[str]:
         """The arguments of distillation that differ from their defaults, apart from the quality threshold."""

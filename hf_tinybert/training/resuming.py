@@ -10,16 +10,24 @@ from transformers.utils import CONFIG_NAME
 
 from ..json_records import from_json, to_json
 from ..lineage import ATTRIBUTE, Lineage, Stage
+from .checkpoints import check_checkpoint
 
 STAGE_FILE = "distillation_stage.json"
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_labels")
 
 
 def chosen_checkpoint(resume_from_checkpoint: Any, output_dir: str) -> Path | None:
-    """The folder that Trainer will resume from; None if it will not resume, or finds nothing and says so."""
+    """The folder that Trainer will resume from; None if it will not resume, or finds nothing and says so.
+
+    Raises:
+        ValueError: If a file of it is missing or corrupt (`check_checkpoint`).
+    """
     if resume_from_checkpoint is True:
         resume_from_checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    return Path(resume_from_checkpoint) if resume_from_checkpoint else None
+    if not resume_from_checkpoint:
+        return None
+    check_checkpoint(resume_from_checkpoint)
+    return Path(resume_from_checkpoint)
 
 
 def save_stage(stage: Stage, checkpoint: str | Path) -> None:

@@ -92,3 +92,18 @@ def test_a_killed_run_ends_with_the_same_student(base, tmp_path, streamed):  # n
 
     killed_at_step(run, "out", 5)
     assert_same_weights(run(), run("whole"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_masked_language_models(base, tmp_path):  # noqa: F811
+    """The masks after a checkpoint are those of a run that was not killed, although batches are collated ahead."""
+    save_masked_lm(base)
+    often = {"save_steps": 2, "max_steps": 9, "per_device_train_batch_size": 4, "loss_type": ["prediction", "task"]}
+
+    def run(output_dir):
+        return general_distillation(texts(60), str(base), tmp_path / output_dir, **RUN | often)
+
+    whole = run("whole")
+    for step in (3, 6):
+        killed_at_step(lambda step=step: run(f"out {step}"), f"out {step}", step)
+        assert_same_weights(run(f"out {step}"), whole)

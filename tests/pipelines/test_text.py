@@ -49,3 +49,12 @@ def test_a_stream_that_does_not_know_its_columns(tmp_path, packed):
         assert not {"text", "length"} & {*next(iter(rows))}
     with pytest.raises(ValueError, match="no column 'content'"):
         tokenize_text(streams[0], tokenizer, "content")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("max_length", [2, 0, -5])
+def test_a_length_without_room_for_text(tmp_path, packed, max_length):
+    with pytest.raises(ValueError, match=rf"max_length={max_length} leaves no room .*: give at least 3\."):
+        tokenize_text(texts(), word_tokenizer(tmp_path), max_length=max_length, packed=packed)
+    rows = tokenize_text(texts(), word_tokenizer(tmp_path), max_length=3, packed=packed)
+    assert max(map(len, rows["input_ids"])) == 3

@@ -3,6 +3,8 @@
 # ruff: noqa: F401, F811 (pytest finds the fixtures of pushing.py by their names)
 
 import copy
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pushing import STEPS, PushByPush, logits, make_trainer, messages
 from transformers import AutoModelForSequenceClassification
 
 from hf_tinybert.training.quality_threshold import measure_threshold
+from hf_tinybert.whole_files import DiskError
 
 
 def accuracy(prediction):
@@ -135,3 +138,30 @@ def test_a_score_that_is_no_number_does_not_reach_the_threshold(hub, make_thresh
     trainer = make_threshold_trainer({"compute_metrics": lambda prediction: {"accuracy": next(scores)}})
     with pytest.raises(ValueError, match="nan"):
         trainer.push_to_hub()
+
+
+def test_a_disk_without_room_for_a_push_does_not_stop_training(hub, make_trainer, messages, monkeypatch, tmp_path):
+    """Trainer copies the files of a checkpoint before it pushes them."""
+    monkeypatch.setattr("shutil.copy", full_disk)
+    trainer = make_trainer(hub_strategy="every_save", **STEPS)
+    trainer.train()
+    warnings = [message for message in messages() if message.startswith("This checkpoint is not pushed. Cannot write")]
+    assert len(warnings) == 2
+    assert f"{tmp_path / 'out'}: the disk is full. Free space there" in warnings[0]
+    assert warnings[0].endswith("Training goes on.")
+    trainer.push_to_hub()
+    assert hub.model("user/out").messages == ["initial commit", "End of training"]
+
+
+def test_a_disk_without_room_for_the_student(hub, make_trainer, monkeypatch, tmp_path):
+    trainer = make_trainer()
+    monkeypatch.setattr(type(trainer.model), "save_pretrained", full_disk)
+    with pytest.raises(
+        DiskError, match=rf"^Cannot write to {tmp_path / 'out'}: the disk is full\. .*is not saved yet"
+    ):
+        trainer.push_to_hub()
+    assert hub.model("user/out").messages == ["initial commit"]
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
