@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# The smallest weight of a LayerNorm, relative to their root mean square, that a target is divided by.
+SMALLEST_GAMMA = 1e-2
 
 
 @dataclass
@@ -221,7 +223,9 @@ def fit_output_projection(
     fit_norm(norm, sums_and_targets())
     for _ in range(rounds):
         fit, held_out = Moments(), Moments()
-        gamma = torch.where(norm.weight.abs() < 1e-2, 1e-2, norm.weight)
+        # A target says nothing of the dimensions that γ all but removes: they keep their projection.
+        removed = norm.weight.abs() <= SMALLEST_GAMMA * norm.weight.square().mean().sqrt()
+        gamma = torch.where(removed, 1.0, norm.weight)
         for x, residual, target, is_held_out in batches():
             total = residual + projection(x)
             deviation = (total.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
@@ -229,5 +233,6 @@ def fit_output_projection(
             for moments, rows in ((fit, ~is_held_out), (held_out, is_held_out)):
                 # The LayerNorm divides errors by the deviation.
                 moments.add(x[rows], wanted[rows], deviation[rows].pow(-2))
-        set_linear(projection, validated_ridge(fit, held_out, linear_weight(projection)))
+        prior = linear_weight(projection)
+        set_linear(projection, torch.where(removed, prior, validated_ridge(fit, held_out, prior)))
         fit_norm(norm, sums_and_targets())

@@ -138,6 +138,25 @@ def test_fit_output_projection_comes_nearer_to_a_sublayer_that_exists():
     assert errors[2] < 0.02
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0])
+@torch.no_grad()
+def test_dimensions_that_the_norm_all_but_removes_keep_their_projection(scale):
+    x, residual = normal(300, 6).float(), normal(300, 8).float()
+    truth, norm = nn.Linear(6, 8), nn.LayerNorm(8)
+    norm.weight.uniform_(0.5, 2)
+    norm.weight[:3] = torch.tensor([0.0, -1e-6, 5e-3])
+    norm.weight.mul_(scale)
+    target, projection, fitted = norm(residual + truth(x)), nn.Linear(6, 8), nn.LayerNorm(8)
+    noise = 0.1 * torch.randn(8, 6)
+    projection.weight.copy_(truth.weight + noise)
+    projection.bias.copy_(truth.bias)
+    fit_output_projection(projection, fitted, lambda: [(x, residual, target, torch.arange(300) % 4 == 3)], rounds=1)
+    removed = slice(0, 3 if scale else 8)
+    torch.testing.assert_close(projection.weight[removed], truth.weight[removed] + noise[removed], rtol=0, atol=0)
+    error = (projection.weight - truth.weight)[3:].norm()
+    assert error < 0.8 * noise[3:].norm() or not scale
+
+
 def test_linear_maps_are_taken_from_a_layer_projected_and_stored():
     linear, basis, x = nn.Linear(6, 4), torch.linalg.qr(normal(6, 3)).Q, normal(9, 3)
     narrow = nn.Linear(3, 4)
