@@ -31,25 +31,38 @@ def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def towards(prior, moments, penalty):
+    return prior + ridge(moments.less(prior), penalty)
+
+
 def test_moments_measure_the_weighted_squared_error():
     x, y, weight, token_weight = normal(50, 4), normal(50, 3), normal(5, 3), torch.rand(50, 1).double()
     moments = Moments()
     moments.add(x[:20], y[:20], token_weight[:20])
     moments.add(x[20:], y[20:], token_weight[20:])
-    naive = ((y - torch.cat([x, torch.ones(50, 1)], 1) @ weight).square() * token_weight).sum()
-    assert moments.error(weight) == pytest.approx(naive.item(), rel=1e-10)
+    residual, metric = y - torch.cat([x, torch.ones(50, 1)], 1) @ weight, normal(3, 3)
+    metric = metric @ metric.T
+    for matrix, argument in ((torch.eye(3, dtype=torch.float64), None), (metric, metric)):
+        naive = (token_weight * (residual @ matrix * residual - y @ matrix * y)).sum()
+        assert moments.error(weight, argument) == pytest.approx(naive.item(), rel=1e-10)
+    left = moments.less(weight)
+    torch.testing.assert_close(left.cross, torch.cat([x, torch.ones(50, 1)], 1).T @ (token_weight * residual))
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("penalty", [1e-3, 1.0])
-def test_ridge_is_least_squares_with_the_prior_as_extra_rows(penalty):
-    x, y, prior = normal(50, 4), normal(50, 3), normal(5, 3)
+def test_ridge_is_least_squares_with_zeros_as_extra_rows(penalty, has_bias):
+    x, y = normal(50, 4), normal(50, 3)
     moments = Moments()
     moments.add(x, y)
-    augmented = torch.cat([x, torch.ones(50, 1)], 1)
-    strength = (penalty * augmented.square().sum(0).mean()).sqrt()
-    rows = torch.cat([augmented, strength * torch.eye(5, dtype=torch.float64)])
-    naive = torch.linalg.lstsq(rows, torch.cat([y, strength * prior])).solution
-    torch.testing.assert_close(ridge(moments, prior, penalty), naive)
+    features = torch.cat([x, torch.ones(50, 1)], 1) if has_bias else x
+    strength = (penalty * features.square().sum(0).mean()).sqrt()
+    width = features.shape[1]
+    rows = torch.cat([features, strength * torch.eye(width, dtype=torch.float64)])
+    naive = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(width, 3)])).solution
+    solution = ridge(moments, penalty, has_bias)
+    torch.testing.assert_close(solution[:width], naive)
+    assert has_bias or not solution[-1].any()
 
 
 def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one():
@@ -62,7 +75,9 @@ def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one
     wrong = truth + normal(31, 2)
     better = validated_ridge(fit, held_out, wrong)
     assert (better - truth).norm() < (wrong - truth).norm()
-    assert any(torch.equal(better, ridge(fit + held_out, wrong, penalty)) for penalty in PENALTIES)  # on all tokens
+    assert any(
+        torch.allclose(better, towards(wrong, fit + held_out, penalty)) for penalty in PENALTIES
+    )  # on all tokens
 
 
 def test_validated_ridge_does_not_fit_noise():
@@ -73,7 +88,7 @@ def test_validated_ridge_does_not_fit_noise():
     held_out.add(x[32:], y[32:])
     chosen = validated_ridge(fit, held_out, prior)
     assert not torch.equal(chosen, prior)
-    assert (chosen - prior).norm() < 0.5 * (ridge(fit + held_out, prior, 1e-5) - prior).norm()
+    assert (chosen - prior).norm() < 0.5 * (towards(prior, fit + held_out, 1e-5) - prior).norm()
 
 
 def test_principal_basis_captures_as_much_as_the_singular_vectors():
@@ -172,4 +187,5 @@ def test_linear_moments_separate_the_held_out_tokens():
     weight = normal(5, 2)
     for moments, rows in ((fit, ~held_out), (validation, held_out)):
         naive = (y[rows] - torch.cat([x[rows], torch.ones(len(x[rows]), 1)], 1) @ weight).square().sum()
+        naive -= y[rows].square().sum()
         assert moments.error(weight) == pytest.approx(naive.item(), rel=1e-10)

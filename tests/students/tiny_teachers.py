@@ -19,9 +19,19 @@ from transformers import (
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForSequenceClassification,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForSequenceClassification,
+    MPNetForTokenClassification,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormForSequenceClassification,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
+    XLMRobertaXLForSequenceClassification,
 )
 
 SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "initializer_range": 0.2}
@@ -45,6 +55,13 @@ TEACHERS = {
     "electra-mlm": (ElectraForMaskedLM, ElectraConfig(**BERT, embedding_size=16)),
     "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
     "distilbert-mlm": (DistilBertForMaskedLM, DistilBertConfig(**DISTILBERT)),
+    "mpnet": (MPNetForSequenceClassification, MPNetConfig(**ROBERTA)),
+    "mpnet-tokens": (MPNetForTokenClassification, MPNetConfig(**ROBERTA, num_labels=3)),
+    "mpnet-mlm": (MPNetForMaskedLM, MPNetConfig(**ROBERTA)),
+    "prelayernorm": (RobertaPreLayerNormForSequenceClassification, RobertaPreLayerNormConfig(**ROBERTA)),
+    "prelayernorm-mlm": (RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormConfig(**ROBERTA)),
+    "xlm-roberta-xl": (XLMRobertaXLForSequenceClassification, XLMRobertaXLConfig(**ROBERTA)),
+    "xlm-roberta-xl-mlm": (XLMRobertaXLForMaskedLM, XLMRobertaXLConfig(**ROBERTA)),
     "albert": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=10, num_hidden_groups=4)),
     "albert-wide": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=24, num_hidden_groups=4)),
 }

@@ -3,7 +3,8 @@
 from transformers import PreTrainedModel
 
 from .albert import as_albert
-from .base import Architecture, Block
+from .base import Architecture
+from .blocks import Attention, Block, FeedForward
 
 
 class BertLike(Architecture):
@@ -15,16 +16,20 @@ class BertLike(Architecture):
     def blocks(self, model):
         return [
             Block(
-                query=layer.attention.self.query,
-                key=layer.attention.self.key,
-                value=layer.attention.self.value,
-                attention_output=layer.attention.output.dense,
-                attention_norm=layer.attention.output.LayerNorm,
-                intermediate=layer.intermediate.dense,
-                activation=layer.intermediate.intermediate_act_fn,
-                output=layer.output.dense,
-                output_norm=layer.output.LayerNorm,
-                num_heads=model.config.num_attention_heads,
+                Attention(
+                    query=layer.attention.self.query,
+                    key=layer.attention.self.key,
+                    value=layer.attention.self.value,
+                    output=layer.attention.output.dense,
+                    norm=layer.attention.output.LayerNorm,
+                    num_heads=model.config.num_attention_heads,
+                ),
+                FeedForward(
+                    intermediate=layer.intermediate.dense,
+                    activation=layer.intermediate.intermediate_act_fn,
+                    output=layer.output.dense,
+                    norm=layer.output.LayerNorm,
+                ),
             )
             for layer in self.encoder(model).layer
         ]
