@@ -112,7 +112,8 @@ class ActivationCapture:
     def recording(self) -> Iterator[list[Tensor | tuple] | None]:
         """Around one forward call; yields the list that `collect` takes for architectures without the interface."""
         if self.records_linears:
-            with _linear_outputs([block.attention for block in self._architecture.blocks(self.model)]) as recorded:
+            blocks = architecture_of(self.model.config).blocks(self.model)
+            with _linear_outputs([block.attention for block in blocks]) as recorded:
                 yield recorded
         elif self.records_softmax:
             with _SoftmaxInputs() as recorder:

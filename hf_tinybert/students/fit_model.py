@@ -1,17 +1,21 @@
 """Every weight of a student fitted to its teacher: embeddings, encoder and prediction heads in turn."""
 
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
+from transformers.utils import logging
 
 from ..least_squares import fit_norm
 from ..models.architectures import architecture_of
 from .calibration import CalibrationBatch
+from .cost import fit_cost
 from .fit_embeddings import embedded_states, fit_embeddings
 from .fit_encoder import fit_encoder
 from .fit_heads import fit_heads
 from .states import CalibrationStates, padded
 from .survey import SurveySize, survey, survey_batches
+
+logger = logging.get_logger(__name__)
 
 
 def fit_model(
@@ -28,6 +32,8 @@ def fit_model(
         layers: The teacher layer of each student layer, counted from 1 and increasing.
         batches: The calibration data.
     """
+    lengths = [length for batch in batches for length in batch.mask.sum(1).tolist()]
+    logger.info("Fitting a student: %s.", fit_cost(student, teacher, lengths, len(batches[0].held_out_rows)))
     architecture = architecture_of(teacher.config)
     blocks, teacher_blocks = architecture_of(student.config).blocks(student), architecture.blocks(teacher)
     states = embedded_states(teacher, batches, student.config.hidden_size)

@@ -13,7 +13,7 @@ from .attention_heads import context_moment, largest_heads, output_energy
 from .states import CalibrationStates, padded
 
 # Principal components need fewer tokens than regressions.
-SURVEY_TOKENS = 4096
+SURVEY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
