@@ -8,6 +8,7 @@ from torch import nn
 from hf_tinybert.least_squares import (
     PENALTIES,
     Moments,
+    fit_added_projection,
     fit_norm,
     fit_output_projection,
     linear_moments,
@@ -179,6 +180,35 @@ def test_linear_maps_are_taken_from_a_layer_projected_and_stored():
         set_linear(narrow, project_inputs(linear_weight(linear), basis))
         # A hidden state that lies in the basis is mapped exactly.
         torch.testing.assert_close(narrow(x.float()), linear((x @ basis.T).float()))
+
+
+@torch.no_grad()
+def test_layers_without_a_bias():
+    norm_of = nn.LayerNorm(8, bias=False)
+    linear, x = nn.Linear(6, 4, bias=False), normal(90, 5)
+    assert not linear_weight(linear)[-1].any()
+    set_linear(linear, torch.cat([normal(6, 4), torch.zeros(1, 4)]))
+    norm, y = nn.LayerNorm(5, bias=False), normal(90, 5).float()
+    fit_norm(norm, [(x[:30].float(), y[:30]), (x[30:].float(), y[30:])])
+    normalised = F.layer_norm(x, (5,))
+    expected = (normalised * y).sum(0) / normalised.square().sum(0)
+    torch.testing.assert_close(norm.weight, expected.float(), rtol=1e-4, atol=1e-5)
+    residual, truth = normal(300, 8).float(), nn.Linear(6, 8, bias=False)
+    inputs, projection, held_out = normal(300, 6).float(), nn.Linear(6, 8, bias=False), torch.arange(300) % 4 == 3
+    target = norm_of(residual + truth(inputs))
+    fit_output_projection(projection, norm_of, lambda: [(inputs, residual, target, held_out)], 6)
+    assert (norm_of(residual + projection(inputs)) - target).square().mean() < 0.02 * target.var()
+
+
+@torch.no_grad()
+def test_an_added_projection_weighs_tokens_by_the_deviation_of_their_states():
+    x, residual = normal(300, 6).float(), normal(300, 8).float()
+    scale = torch.where(torch.arange(300) % 2 == 0, 1.0, 100.0)[:, None]
+    noise = scale * torch.randn(300, 8)
+    projection, truth, held_out = nn.Linear(6, 8), nn.Linear(6, 8), torch.arange(300) % 8 > 5
+    target = scale * residual + truth(x) + 0.1 * noise
+    fit_added_projection(projection, [(x, scale * residual, target, held_out)])
+    assert (projection.weight - truth.weight).norm() < 0.15 * truth.weight.norm()
 
 
 def test_linear_moments_separate_the_held_out_tokens():

@@ -39,7 +39,13 @@ class TokenStore:
 def _matrix_in_a_file(rows: int, width: int) -> Tensor:
     with tempfile.TemporaryFile() as file:
         if hasattr(os, "posix_fallocate"):  # without space, writing to mapped memory would end the process
-            os.posix_fallocate(file.fileno(), 0, rows * width * 4)
+            try:
+                os.posix_fallocate(file.fileno(), 0, rows * width * 4)
+            except OSError as error:
+                raise OSError(
+                    f"{tempfile.gettempdir()} has no room for {rows * width * 4 / 1e9:.2f} GB of hidden states: set "
+                    "TMPDIR to a folder that has, or pass fewer calibration rows."
+                ) from error
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(rows, width)))
 
 

@@ -35,7 +35,7 @@ ARCHITECTURES = {
     "xlm-roberta": ("XLMRoberta", "XLMRobertaTokenizer", BERT, SMALLER),
     "distilbert": ("DistilBert", "DistilBertTokenizer", DISTILBERT | {"hidden_dim": 64}, SMALLER),
     "electra": ("Electra", "ElectraTokenizer", ELECTRA, SMALLER),
-    "mpnet": ("MPNet", "MPNetTokenizer", BERT, SMALLER | {"num_attention_heads": 2}),
+    "mpnet": ("MPNet", "MPNetTokenizer", BERT, SMALLER),
     "prelayernorm": ("RobertaPreLayerNorm", "RobertaTokenizer", BERT, SMALLER),
     "xlm-roberta-xl": ("XLMRobertaXL", "XLMRobertaTokenizer", BERT, SMALLER),
     "factorised": ("Bert", "BertTokenizer", BERT, SMALLER | {"embedding_size": 8}),
