@@ -1,5 +1,8 @@
 """BERT and the families that share its module names."""
 
+from typing import ClassVar
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from .albert import as_albert
@@ -12,6 +15,11 @@ class BertLike(Architecture):
 
     fits_students = True
     computes_tokens_separately = True
+    norm_first: ClassVar[bool] = False
+
+    def norms(self, layer: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """The LayerNorms of the attention and the feed-forward sublayer of a layer."""
+        return layer.attention.output.LayerNorm, layer.output.LayerNorm
 
     def blocks(self, model):
         return [
@@ -21,14 +29,16 @@ class BertLike(Architecture):
                     key=layer.attention.self.key,
                     value=layer.attention.self.value,
                     output=layer.attention.output.dense,
-                    norm=layer.attention.output.LayerNorm,
+                    norm=self.norms(layer)[0],
+                    norm_first=self.norm_first,
                     num_heads=model.config.num_attention_heads,
                 ),
                 FeedForward(
                     intermediate=layer.intermediate.dense,
                     activation=layer.intermediate.intermediate_act_fn,
                     output=layer.output.dense,
-                    norm=layer.output.LayerNorm,
+                    norm=self.norms(layer)[1],
+                    norm_first=self.norm_first,
                 ),
             )
             for layer in self.encoder(model).layer
