@@ -5,12 +5,15 @@ Linear maps are matrices (inputs + 1, outputs) that act on rows; their last row 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# The smallest weight of a LayerNorm, relative to their root mean square, that a target is divided by.
+SMALLEST_GAMMA = 1e-2
 
 
 @dataclass
@@ -20,12 +23,10 @@ class Moments:
     Args:
         inputs: Σ xxᵀ, (inputs + 1, inputs + 1).
         cross: Σ xyᵀ, (inputs + 1, outputs).
-        targets: The diagonal of Σ yyᵀ, (outputs,).
     """
 
     inputs: Tensor | float = 0.0
     cross: Tensor | float = 0.0
-    targets: Tensor | float = 0.0
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add tokens.
@@ -36,49 +37,75 @@ class Moments:
             weight: The weight of each token's squared error, (tokens, 1); default 1.
         """
         # Float32 sums over many tokens would lose the small eigenvalues.
-        x, y = F.pad(x.double(), (0, 1), value=1.0), y.double()
-        self.inputs = self.inputs + (x * weight).T @ x
-        self.cross = self.cross + (x * weight).T @ y
-        self.targets = self.targets + (y.square() * weight).sum(0)
+        x = F.pad(x.double(), (0, 1), value=1.0)
+        weighted = (x * weight).T
+        self.inputs = self.inputs + weighted @ x
+        self.cross = self.cross + weighted @ y.double()
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.inputs + other.inputs, self.cross + other.cross, self.targets + other.targets)
+        return Moments(self.inputs + other.inputs, self.cross + other.cross)
 
-    def error(self, weight: Tensor) -> float:
-        """Σ‖y − xW‖² over the tokens, for a linear map W, (inputs + 1, outputs)."""
-        return (self.targets.sum() + (weight * (self.inputs @ weight - 2 * self.cross)).sum()).item()
+    def less(self, weight: Tensor) -> "Moments":
+        """The moments of x and the targets y − xW, for a linear map W, (inputs + 1, outputs)."""
+        return Moments(self.inputs, self.cross - self.inputs @ weight)
+
+    def error(self, weight: Tensor, metric: Tensor | None = None) -> float:
+        """Σ‖y − xW‖² − Σ‖y‖² over the tokens.
+
+        Args:
+            weight: W, (inputs + 1, outputs).
+            metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ; default the identity.
+        """
+        product = self.inputs @ weight - 2 * self.cross
+        return (weight * (product if metric is None else product @ metric)).sum().item()
 
 
-def ridge(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
-    """The linear map that minimises Σ‖y − xW‖² + penalty·mean(diag Σxxᵀ)·‖W − prior‖².
+def ridge(moments: Moments, penalty: float, has_bias: bool = True) -> Tensor:
+    """The linear map that minimises Σ‖y − xW‖² + penalty·mean(diag Σxxᵀ)·‖W‖².
 
     Args:
         moments: The moments of x and y.
-        prior: The map that the penalty draws W to, (inputs + 1, outputs).
         penalty: A positive number, relative to the mean square of x.
+        has_bias: Whether the map has a bias. Without it the last row of W is zero.
 
     Returns:
         W, (inputs + 1, outputs).
     """
-    gram = moments.inputs.clone()
+    end = len(moments.cross) if has_bias else -1
+    gram = moments.inputs[:end, :end].clone()
     gram.diagonal().add_(penalty * gram.diagonal().mean())
-    return prior + torch.cholesky_solve(moments.cross - moments.inputs @ prior, torch.linalg.cholesky(gram))
+    solution = torch.cholesky_solve(moments.cross[:end], torch.linalg.cholesky(gram))
+    return solution if has_bias else F.pad(solution, (0, 0, 0, 1))
 
 
-def validated_ridge(fit: Moments, held_out: Moments, prior: Tensor) -> Tensor:
-    """`ridge` on all tokens, with the penalty whose fit to some tokens has the least error on the held-out ones.
+def validated_ridge(
+    fit: Moments, held_out: Moments, prior: Tensor, has_bias: bool = True, metric: Tensor | None = None
+) -> Tensor:
+    """Ridge regression on all tokens towards a prior, with the penalty that serves held-out tokens best.
+
+    The penalty is found by descent over `PENALTIES` from the middle one: each is tried on the other tokens.
 
     Args:
-        fit: The moments of the tokens that each penalty is tried on.
+        fit: The moments of the tokens that penalties are tried on.
         held_out: The moments of the held-out tokens.
         prior: The map that the penalty draws the solution to, (inputs + 1, outputs).
+        has_bias: Whether the map has a bias. Without it the last row of the solution is that of the prior.
+        metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ for the error of a held-out token; default the identity.
 
     Returns:
         (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it.
     """
-    errors = {penalty: held_out.error(ridge(fit, prior, penalty)) for penalty in PENALTIES}
-    best = min(errors, key=errors.get)
-    return ridge(fit + held_out, prior, best) if errors[best] < held_out.error(prior) else prior
+    fit, held_out = fit.less(prior), held_out.less(prior)
+
+    @cache
+    def error(index: int) -> float:
+        return held_out.error(ridge(fit, PENALTIES[index], has_bias), metric)
+
+    best = len(PENALTIES) // 2
+    for step in (-1, 1):
+        while 0 <= best + step < len(PENALTIES) and error(best + step) < error(best):
+            best += step
+    return prior + ridge(fit + held_out, PENALTIES[best], has_bias) if error(best) < 0 else prior
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:
@@ -142,14 +169,16 @@ def _square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def set_linear(linear: nn.Linear, weight: Tensor) -> None:
-    """Store a linear map, (inputs + 1, outputs), in a layer."""
+    """Store a linear map, (inputs + 1, outputs), in a layer; one without a bias leaves out the last row."""
     linear.weight.copy_(weight[:-1].T)
-    linear.bias.copy_(weight[-1])
+    if linear.bias is not None:
+        linear.bias.copy_(weight[-1])
 
 
 def linear_weight(linear: nn.Linear) -> Tensor:
-    """The linear map of a layer, (inputs + 1, outputs) in float64."""
-    return torch.cat([linear.weight.T, linear.bias[None]]).double()
+    """The linear map of a layer, (inputs + 1, outputs) in float64; the last row is zero if it has no bias."""
+    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    return torch.cat([linear.weight.T, bias[None]]).double()
 
 
 def project_inputs(weight: Tensor, basis: Tensor) -> Tensor:
@@ -194,6 +223,9 @@ def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]) -> None
         x, y = F.layer_norm(x, x.shape[-1:], eps=norm.eps).double(), y.double()
         sums = sums + torch.stack([torch.ones_like(x), x, y, x * y, x * x]).sum(1)
     x, y, xy, xx = sums[1:] / sums[0]
+    if norm.bias is None:
+        norm.weight.copy_(xy / xx.clamp(min=1e-8))
+        return
     gamma = (xy - x * y) / (xx - x * x).clamp(min=1e-8)
     norm.weight.copy_(gamma)
     norm.bias.copy_(y - gamma * x)
@@ -221,13 +253,37 @@ def fit_output_projection(
     fit_norm(norm, sums_and_targets())
     for _ in range(rounds):
         fit, held_out = Moments(), Moments()
-        gamma = torch.where(norm.weight.abs() < 1e-2, 1e-2, norm.weight)
+        # A target says nothing of the dimensions that γ all but removes: they keep their projection.
+        removed = norm.weight.abs() <= SMALLEST_GAMMA * norm.weight.square().mean().sqrt()
+        gamma, beta = torch.where(removed, 1.0, norm.weight), 0.0 if norm.bias is None else norm.bias
         for x, residual, target, is_held_out in batches():
             total = residual + projection(x)
             deviation = (total.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
-            wanted = (target - norm.bias) / gamma * deviation + total.mean(-1, keepdim=True) - residual
+            wanted = (target - beta) / gamma * deviation + total.mean(-1, keepdim=True) - residual
             for moments, rows in ((fit, ~is_held_out), (held_out, is_held_out)):
                 # The LayerNorm divides errors by the deviation.
                 moments.add(x[rows], wanted[rows], deviation[rows].pow(-2))
-        set_linear(projection, validated_ridge(fit, held_out, linear_weight(projection)))
+        prior = linear_weight(projection)
+        solution = validated_ridge(fit, held_out, prior, has_bias=projection.bias is not None)
+        set_linear(projection, torch.where(removed, prior, solution))
         fit_norm(norm, sums_and_targets())
+
+
+def fit_added_projection(projection: nn.Linear, batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Fit residual + projection(x) to a target by ridge regression, from the present projection.
+
+    The norm that the sum passes next divides errors by the deviation of each token's state, and so does the fit.
+
+    Args:
+        projection: The output projection of a pre-norm sublayer, which is changed in place.
+        batches: Batches of real tokens as (x, residual, target, held_out): (tokens, inputs), (tokens, D),
+            (tokens, D), and (tokens,), true at held-out tokens.
+    """
+    fit, held_out = Moments(), Moments()
+    for x, residual, target, is_held_out in batches:
+        variance = target.var(-1, correction=0, keepdim=True)
+        weight = 1 / (variance + 1e-6 * variance.mean())
+        for moments, rows in ((fit, ~is_held_out), (held_out, is_held_out)):
+            moments.add(x[rows], (target - residual)[rows], weight[rows])
+    prior = linear_weight(projection)
+    set_linear(projection, validated_ridge(fit, held_out, prior, has_bias=projection.bias is not None))

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.bert.modeling_bert import BertLayer
 
 from hf_tinybert import DistillationLoss, TextClassification
-from hf_tinybert.models.architectures import Architecture, Block
+from hf_tinybert.models.architectures import Architecture, Attention, Block, FeedForward
 from hf_tinybert.models.prediction_heads import PredictionHead, soft_binary_cross_entropy
 
 
@@ -70,16 +70,20 @@ class Stacked(Architecture):
     def blocks(self, model):
         return [
             Block(
-                query=floor.attention.self.query,
-                key=floor.attention.self.key,
-                value=floor.attention.self.value,
-                attention_output=floor.attention.output.dense,
-                attention_norm=floor.attention.output.LayerNorm,
-                intermediate=floor.intermediate.dense,
-                activation=floor.intermediate.intermediate_act_fn,
-                output=floor.output.dense,
-                output_norm=floor.output.LayerNorm,
-                num_heads=model.config.num_attention_heads,
+                Attention(
+                    query=floor.attention.self.query,
+                    key=floor.attention.self.key,
+                    value=floor.attention.self.value,
+                    output=floor.attention.output.dense,
+                    norm=floor.attention.output.LayerNorm,
+                    num_heads=model.config.num_attention_heads,
+                ),
+                FeedForward(
+                    intermediate=floor.intermediate.dense,
+                    activation=floor.intermediate.intermediate_act_fn,
+                    output=floor.output.dense,
+                    norm=floor.output.LayerNorm,
+                ),
             )
             for floor in self.encoder(model).floors
         ]

@@ -149,7 +149,7 @@ def plot_attention(
 def attention_probabilities(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], layers: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Attention probabilities of the first sequence, mean over attention heads.
+    """Attention probabilities of the first sequence, mean over attention heads; those of MPNet without its bias.
 
     Args:
         model: A model with any prediction head, or none.

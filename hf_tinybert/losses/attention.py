@@ -130,7 +130,7 @@ def _gram_matrix(vectors: Tensor) -> Tensor:
 def score_matrix_mse(student_scores: Tensor, teacher_scores: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The loss of `attention_score_mse` from the scores themselves: the readable reference, quadratic in S.
 
-    It serves architectures whose scores are more than a product of query and key (DeBERTa, MPNet).
+    It serves architectures whose scores are more than a product of query and key (DeBERTa).
 
     Args:
         student_scores: (B, H, S, S), before softmax.

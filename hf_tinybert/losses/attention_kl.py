@@ -90,7 +90,7 @@ def score_matrix(attention: QueryKey | Tensor) -> Tensor:
 
 
 def score_matrix_kl(student_scores: Tensor, teacher_scores: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The loss of `attention_kl` from the scores themselves, quadratic in S: for DeBERTa and MPNet.
+    """The loss of `attention_kl` from the scores themselves, quadratic in S: for DeBERTa.
 
     Args:
         student_scores: (B, H, S, S), before softmax; −∞ where a key is masked.

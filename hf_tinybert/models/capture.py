@@ -2,8 +2,9 @@
 
 A registered attention function runs sdpa, eager or flash attention as before and returns (query, key, scaling, value)
 where `output_attentions=True` expects attention weights, so that they arrive in `outputs.attentions`. Architectures
-that do not use transformers' attention interface fall back to eager attention, and the input of their softmax is
-recorded.
+that do not use transformers' attention interface fall back to eager attention. What their linear maps compute is
+recorded if attention losses compare nothing else (`Architecture.scores_are_products`), and the input of their softmax
+if not.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from ..activations import Activations, QueryKey
-from .architectures import Architecture, architecture_of
+from .architectures import Architecture, Attention, architecture_of
 from .padding_free import RealTokens, check_padding_free, padding_free
 from .prediction_heads import prediction_head_of
 from .recording_hooks import RecordingHooks
@@ -74,9 +75,11 @@ class ActivationCapture:
             self.depth = last
             self._stand_ins = _truncated(model, architecture, last)
         self._recording_hooks = RecordingHooks(model)
-        self.records_softmax = bool(self.attention_layers) and not model._can_set_attn_implementation()
         parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._configs = list({id(part.config): part.config for part in parts}.values())
+        has_interface = not self.attention_layers or model._can_set_attn_implementation()
+        self.records_linears = not has_interface and architecture.scores_are_products
+        self.records_softmax = not has_interface and not self.records_linears
         if self.records_softmax:
             logger.warning_once(
                 f"{type(model).__name__} computes attention without transformers' attention interface: its scores are "
@@ -84,10 +87,15 @@ class ActivationCapture:
             )
 
     @property
+    def records_calls(self) -> bool:
+        """Whether attention is recorded while the model runs, and not returned by it."""
+        return self.records_softmax or self.records_linears
+
+    @property
     def forward_arguments(self) -> dict[str, Any]:
         """Keyword arguments that make the model's forward return what is captured."""
         arguments: dict[str, Any] = {"output_hidden_states": self.hidden_layers} if self.hidden_layers else {}
-        if self.attention_layers and not self.records_softmax:
+        if self.attention_layers and not self.records_calls:
             arguments["output_attentions"] = True
         return arguments
 
@@ -99,24 +107,28 @@ class ActivationCapture:
             stack.enter_context(self._recording_hooks.in_place())
             if self.padding_free:
                 stack.enter_context(padding_free(self.model))
-            if self.padding_free or (self.attention_layers and not self.records_softmax):
+            if self.padding_free or (self.attention_layers and not self.records_calls):
                 stack.enter_context(_handing_out(self._configs))
             yield
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[list[Tensor] | None]:
+    def recording(self) -> Iterator[list[Tensor | tuple] | None]:
         """Around one forward call; yields the list that `collect` takes for architectures without the interface."""
-        if not self.records_softmax:
+        if self.records_linears:
+            blocks = architecture_of(self.model.config).blocks(self.model)
+            with _linear_outputs([block.attention for block in blocks]) as recorded:
+                yield recorded
+        elif self.records_softmax:
+            with _SoftmaxInputs() as recorder:
+                yield recorder.scores
+        else:
             yield None
-            return
-        with _SoftmaxInputs() as recorder:
-            yield recorder.scores
 
     def collect(
         self,
         outputs: Mapping[str, Any],
         attention_mask: Tensor | None = None,
-        recorded_scores: list[Tensor] | None = None,
+        recorded_scores: list[Tensor | tuple] | None = None,
         loss: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Activations:
@@ -149,7 +161,7 @@ class ActivationCapture:
         )
 
     def _attentions(self, outputs, recorded_scores) -> tuple[QueryKey | Tensor | None, ...]:
-        captured = recorded_scores if self.records_softmax else outputs.get("attentions") or ()
+        captured = recorded_scores if self.records_calls else outputs.get("attentions") or ()
         if len(captured) != self.depth or not all(isinstance(entry, (tuple, Tensor)) for entry in captured):
             raise RuntimeError(
                 f"{type(self.model).__name__} ran {self.depth} layers but {len(captured)} attention scores were "
@@ -276,6 +288,25 @@ def _eager_attention(query, key, value, attention_mask, scaling, training, dropo
     probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     output = F.dropout(probabilities, p=dropout, training=training) @ value
     return output.transpose(1, 2).contiguous()
+
+
+@contextlib.contextmanager
+def _linear_outputs(layers: list[Attention]) -> Iterator[list[tuple]]:
+    """Around one forward call; yields the list of (query, key, scaling, value) of the layers that have run."""
+    recorded: list[tuple] = []
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            linears, outputs = (layer.query, layer.key, layer.value), {}
+
+            def record(linear, args, output, layer=layer, linears=linears, outputs=outputs):
+                outputs[linear] = output.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+                if len(outputs) == len(linears):
+                    query, key, value = (outputs[linear] for linear in linears)
+                    recorded.append((query, key, query.shape[-1] ** -0.5, value))
+
+            for linear in linears:
+                stack.enter_context(linear.register_forward_hook(record))
+        yield recorded
 
 
 class _SoftmaxInputs(TorchFunctionMode):

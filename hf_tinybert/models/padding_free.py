@@ -64,7 +64,7 @@ def check_padding_free(model: PreTrainedModel) -> None:
 def padding_free(model: PreTrainedModel) -> Iterator[None]:
     """Run the layers of a model on real tokens alone if its base model receives an `attention_mask` by name.
 
-    The outputs of the base model have their usual shapes, zero at padding.
+    The outputs of the base model have their usual shapes, zero at padding unless the base model normalises them.
 
     Args:
         model: A model that passes `check_padding_free`. Its attention function receives `real_tokens` (`RealTokens`)

@@ -42,14 +42,21 @@ def with_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]], new_ids:
 
 def ids_to_keep(model: PreTrainedModel) -> set[int]:
     """The ids that the configuration names, and those up to padding if positions are counted from it."""
-    ids = set(_special_token_ids(model).values())
-    return ids | set(range(model.config.pad_token_id + 1)) if counts_positions_from_padding(model) else ids
+    # MPNet counts from the id 1 whatever its configuration says.
+    last = max([*_counted_from(model), -1])
+    return set(_special_token_ids(model).values()) | set(range(last + 1))
 
 
 def counts_positions_from_padding(model: PreTrainedModel) -> bool:
     """Whether the first token's position follows a row for padding, as in RoBERTa."""
+    return bool(_counted_from(model))
+
+
+def _counted_from(model: PreTrainedModel) -> list[int]:
+    """The padding rows of the tables beside the token embeddings."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return any(table.padding_idx is not None for table in tables if table is not model.get_input_embeddings())
+    paddings = [table.padding_idx for table in tables if table is not model.get_input_embeddings()]
+    return [padding for padding in paddings if padding is not None]
 
 
 def _tables(model: PreTrainedModel) -> list[Tensor]:

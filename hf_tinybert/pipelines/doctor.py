@@ -22,7 +22,7 @@ from ..models.checks import check_prediction_heads, check_vocabularies
 from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokens, own_tokenizer
 from ..models.weights import check_weights
-from ..students import TINYBERT4, check_can_initialise, create_student
+from ..students import TINYBERT4, FitCost, check_can_initialise, create_student, fit_cost, seconds_per_row
 from ..tasks import Task
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
@@ -100,6 +100,9 @@ def diagnose(
     model = checks.run("student", _student, task, student, init, teacher, args.layer_mapping)
     if model is None:
         return checks.made
+    if isinstance(student, Mapping) and init == "teacher":
+        checks.run("initialisation", _initialisation, model, teacher, rows)
+    checks.run("latency", _latency, model, rows)
     checks.run("attention", _attention, model, teacher)
     fit = [
         checks.run("attention heads", _attention_heads, model, teacher, args),
@@ -208,6 +211,22 @@ def _sizes(model: PreTrainedModel) -> str:
     config = model.config
     layers = f"{config.num_hidden_layers} layers × {config.hidden_size}, {config.num_attention_heads} attention heads"
     return f"{type(model).__name__}, {layers}, {model.num_parameters() / 1e6:.1f} M parameters"
+
+
+def _lengths(rows: datasets.Dataset) -> list[int]:
+    sequences = rows["input_ids"][:]
+    return [len(ids) for ids in (chain.from_iterable(sequences) if isinstance(sequences[0][0], list) else sequences)]
+
+
+def _initialisation(student: PreTrainedModel, teacher: PreTrainedModel, rows: datasets.Dataset) -> tuple[FitCost, str]:
+    cost = fit_cost(student, teacher, _lengths(rows))
+    return cost, f"{cost}, on {len(rows):,} calibration rows"
+
+
+def _latency(student: PreTrainedModel, rows: datasets.Dataset) -> tuple[float, str]:
+    length = int(np.median(_lengths(rows)))
+    seconds = seconds_per_row(student, length)
+    return seconds, f"about {1000 * seconds:.3g} ms for a row of {length} tokens at batch size 1 in PyTorch"
 
 
 def _attention(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, str]:

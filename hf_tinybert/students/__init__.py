@@ -1,6 +1,16 @@
 """Students: smaller models of a teacher's architecture, initialised from the teacher."""
 
 from .config import TINYBERT4, TINYBERT6, check_can_initialise
+from .cost import FitCost, fit_cost, seconds_per_row
 from .create import INITS, create_student
 
-__all__ = ["INITS", "TINYBERT4", "TINYBERT6", "check_can_initialise", "create_student"]
+__all__ = [
+    "INITS",
+    "TINYBERT4",
+    "TINYBERT6",
+    "FitCost",
+    "check_can_initialise",
+    "create_student",
+    "fit_cost",
+    "seconds_per_row",
+]

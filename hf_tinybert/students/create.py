@@ -1,5 +1,6 @@
 """Small students of a teacher's architecture, initialised from the teacher."""
 
+import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -102,7 +103,7 @@ def create_student(
             copy_layers(student, teacher, plan.layers)
         if init == "teacher" and calibration_dataset is not None:
             batches = calibration_batches(calibration_dataset, processing_class, teacher, batch_size)
-            fit_model(student, teacher, plan.layers, batches)
+            fit_model(student, _in_float32(teacher), plan.layers, batches)
             calibration_rows = sum(len(batch.held_out_rows) for batch in batches)
             replace(lineage, calibration_rows=calibration_rows).write(student.config)
     return student.train()
@@ -116,6 +117,13 @@ def _with_factorised_embeddings(teacher: PreTrainedModel, size: StudentSize) -> 
     if size.embedding_size == (size.hidden_size or teacher.config.hidden_size):
         return teacher, replace(size, embedding_size=None)
     return architecture.with_embedding_projection(teacher), size
+
+
+def _in_float32(teacher: PreTrainedModel) -> PreTrainedModel:
+    """The teacher, or a copy of it, in float32."""
+    if all(parameter.dtype == torch.float32 for parameter in teacher.parameters()):
+        return teacher
+    return copy.deepcopy(teacher).float()
 
 
 def _check_init(init: str, teacher: PreTrainedModel, plan: StudentPlan, has_data: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..least_squares import (
+    Moments,
     fit_output_projection,
     linear_moments,
     linear_weight,
@@ -20,29 +21,36 @@ from ..least_squares import (
 )
 from ..models.architectures import architecture_of
 from .calibration import CalibrationBatch, module_input
-from .fit_encoder import ROUNDS, HiddenStates
+from .fit_sublayer import ROUNDS
+from .states import CalibrationStates
 
 
-def embedded_states(teacher: PreTrainedModel, batches: list[CalibrationBatch]) -> list[HiddenStates]:
-    """What enters the teacher's first layer. It stands for the student's states until `fit_embeddings` sets them.
+def embed(model: PreTrainedModel, batch: CalibrationBatch) -> Tensor:
+    """What enters the first layer of a model in eval mode, (tokens, D)."""
+    architecture = architecture_of(model.config)
+    hidden = architecture.embeddings(model)(**batch.embedding_inputs)[batch.mask]
+    projection = architecture.embedding_projection(model)
+    return hidden if projection is None else projection(hidden)
+
+
+def embedded_states(
+    teacher: PreTrainedModel, batches: list[CalibrationBatch], student_width: int
+) -> CalibrationStates:
+    """What enters the teacher's first layer, and room for the states of a student.
 
     Args:
         teacher: The teacher, in eval mode.
         batches: The calibration data.
+        student_width: D'.
     """
-    architecture = architecture_of(teacher.config)
-    embeddings, projection = architecture.embeddings(teacher), architecture.embedding_projection(teacher)
-    states = []
-    for batch in batches:
-        hidden = embeddings.LayerNorm(_embedding_sum(embeddings, batch))
-        if projection is not None:
-            hidden = projection(hidden)
-        states.append(HiddenStates(batch, teacher=hidden, student=hidden))
+    states = CalibrationStates.allocate(batches, teacher.config.hidden_size, student_width)
+    for i, batch in enumerate(batches):
+        states.teacher[i] = embed(teacher, batch)
     return states
 
 
 def fit_embeddings(
-    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: CalibrationStates
 ) -> nn.Linear | None:
     """Fit the embeddings of the student to Pᵀh, h being what enters the teacher's first layer.
 
@@ -59,54 +67,54 @@ def fit_embeddings(
     new_projection = architecture_of(student.config).embedding_projection(student)
     width, new_width = (model.get_input_embeddings().embedding_dim for model in (teacher, student))
     if width == new_width and (new_projection is None) == (projection is None):
-        _copy_embeddings(student, teacher, basis, states)
-        return None
-    if new_projection is None:
-        return _fit_tables(student, teacher, basis, states)
-    return _fit_factors(student, teacher, basis, states)
+        table_map = _copy_embeddings(student, teacher, basis)
+    elif new_projection is None:
+        table_map = _fit_tables(student, teacher, basis, states)
+    else:
+        table_map = _fit_factors(student, teacher, basis, states)
+    for i, batch in enumerate(states.batches):
+        states.student[i] = embed(student, batch)
+    return table_map
 
 
-def _copy_embeddings(
-    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
-) -> None:
+def _copy_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor) -> None:
     """Copy the tables, and project the projection that follows them onto the basis."""
     architecture = architecture_of(teacher.config)
     architecture.embeddings(student).load_state_dict(architecture.embeddings(teacher).state_dict())
     projection = architecture.embedding_projection(teacher)
     if projection is not None:
         set_linear(architecture.embedding_projection(student), linear_weight(projection) @ basis)
-    for hidden in states:
-        hidden.student = (hidden.teacher.double() @ basis).float()
 
 
 def _fit_tables(
-    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: CalibrationStates
 ) -> nn.Linear:
     """Tables of the student's width without a projection: LayerNorm(table·A) ≈ Pᵀh; returns A."""
     architecture = architecture_of(teacher.config)
     old, new = architecture.embeddings(teacher), architecture_of(student.config).embeddings(student)
     projection = architecture.embedding_projection(teacher)
-    prior = basis if projection is None else (projection.weight * old.LayerNorm.weight).T.double() @ basis
-    table_map = nn.Linear(*prior.shape).to(student.device)
+    norm, new_norm = getattr(old, "LayerNorm", None), getattr(new, "LayerNorm", None)
+    prior = basis if projection is None else (projection.weight * norm.weight).T.double() @ basis
+    # Every token has one position, so the position embeddings can carry a bias.
+    carries_bias = hasattr(new, "position_embeddings") and new_norm is not None
+    table_map = nn.Linear(*prior.shape, bias=carries_bias).to(student.device)
     set_linear(table_map, torch.cat([prior, torch.zeros_like(prior[:1])]))
 
     def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        for hidden in states:
-            embedding_sum = _embedding_sum(old, hidden.batch)[hidden.mask].float()
-            target = hidden.teacher_tokens.double() @ basis
-            yield embedding_sum, torch.zeros_like(target, dtype=torch.float), target, hidden.held_out_tokens
+        for i, batch in enumerate(states.batches):
+            target = states.teacher[i] @ basis.float()
+            yield _embedding_sum(old, batch), torch.zeros_like(target), target, batch.held_out_tokens
 
-    fit_output_projection(table_map, new.LayerNorm, tokens, ROUNDS)
+    if new_norm is not None:
+        fit_output_projection(table_map, new_norm, tokens, ROUNDS)
     _map_tables(new, old, table_map)
-    # Every token has one position, so the position embeddings can carry the bias.
-    new.position_embeddings.weight.add_(table_map.bias)
-    for hidden in states:
-        hidden.student = new.LayerNorm(table_map(_embedding_sum(old, hidden.batch).float()))
+    if carries_bias:
+        new.position_embeddings.weight.add_(table_map.bias)
     return table_map
 
 
 def _fit_factors(
-    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: list[HiddenStates]
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: CalibrationStates
 ) -> nn.Linear:
     """Factorised embeddings: tables of E' columns and their projection to Pᵀh; returns the map of the tables."""
     old, new = (architecture_of(model.config).embeddings(model) for model in (teacher, student))
@@ -116,23 +124,28 @@ def _fit_factors(
     weight = basis if old_projection is None else old_projection.weight.T.double() @ basis
     weight = old.LayerNorm.weight.double()[:, None] * weight
     weight = weight - weight.mean(0)  # the products with x are then those with x less its mean
-    sums = torch.cat([_embedding_sum(old, hidden.batch)[hidden.mask] for hidden in states]).double()
-    covariance = torch.cov((sums / _deviation(sums) @ weight).T, correction=0)
-    leading = principal_basis(covariance, student.get_input_embeddings().embedding_dim - 2)
-    longest = max(hidden.mask.shape[1] for hidden in states)
+    products = Moments()
+    for batch in states.batches:
+        x = _embedding_sum(old, batch).double()
+        products.add(x / _deviation(x) @ weight, x[:, :0])
+    leading = principal_basis(_covariance(products), student.get_input_embeddings().embedding_dim - 2)
+    longest = max(batch.mask.shape[1] for batch in states.batches)
     table_map, columns = _set_factorised_tables(new, old, weight @ leading, longest)
 
-    for hidden in states:
-        hidden.student = new(**hidden.batch.embedding_inputs)
     fit, held_out = linear_moments(
-        (hidden.student_tokens, hidden.teacher_tokens.double() @ basis, hidden.held_out_tokens) for hidden in states
+        (new(**batch.embedding_inputs)[batch.mask], states.teacher[i] @ basis.float(), batch.held_out_tokens)
+        for i, batch in enumerate(states.batches)
     )
     prior, moments = columns @ leading.T, fit + held_out
     bias = (moments.cross[-1] - moments.inputs[-1, :-1] @ prior) / moments.inputs[-1, -1]
     set_linear(projection, validated_ridge(fit, held_out, torch.cat([prior, bias[None]])))
-    for hidden in states:
-        hidden.student = projection(hidden.student)
     return table_map
+
+
+def _covariance(moments: Moments) -> Tensor:
+    """The covariance of the regressors."""
+    mean_moment = moments.inputs / moments.inputs[-1, -1]
+    return mean_moment[:-1, :-1] - torch.outer(mean_moment[-1, :-1], mean_moment[-1, :-1])
 
 
 def _set_factorised_tables(
@@ -178,8 +191,8 @@ def _map_tables(new: nn.Module, old: nn.Module, table_map: nn.Linear) -> None:
 
 
 def _embedding_sum(embeddings: nn.Module, batch: CalibrationBatch) -> Tensor:
-    """The sum of token, position and token type embeddings before their LayerNorm, (B, S, E)."""
-    return module_input(embeddings, embeddings.LayerNorm, batch.embedding_inputs)
+    """The sum of token, position and token type embeddings before their LayerNorm, (tokens, E)."""
+    return module_input(embeddings, embeddings.LayerNorm, batch.embedding_inputs)[batch.mask]
 
 
 def _deviation(x: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..least_squares import (
     fit_output_projection,
@@ -20,7 +21,8 @@ from ..least_squares import (
 from ..models.architectures import architecture_of
 from ..models.prediction_heads import Choices, prediction_head_of
 from .calibration import CalibrationBatch, module_input
-from .fit_encoder import ROUNDS
+from .fit_sublayer import ROUNDS
+from .states import CalibrationStates, TokenStore, padded
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +36,14 @@ class HeadFit:
         teacher: The teacher, in eval mode.
         basis: P, (D, D').
         table_map: The linear map from the teacher's embedding tables to the student's; None if they are the same.
-        batches: The calibration data.
+        states: The last hidden states of both models on the calibration data.
     """
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     basis: Tensor
     table_map: nn.Linear | None
-    batches: list[CalibrationBatch]
+    states: CalibrationStates
 
     def is_language_model_layer(self, name: str) -> bool:
         """Whether a linear layer is the hidden layer of a language model head whose table has another basis."""
@@ -50,18 +52,18 @@ class HeadFit:
             return False
         return layer not in set(self.teacher.base_model.modules())
 
-    def fit_hidden_layer(self, name: str, output_layers: list[nn.Linear]) -> Tensor:
+    def fit_hidden_layer(self, name: str, output_layers: list[str]) -> Tensor:
         """Fit a layer D → D' to the most important units of the teacher's D → D.
 
         Args:
             name: The name of the layer.
-            output_layers: The teacher's layers that receive the units.
+            output_layers: The names of the layers that receive the units.
 
         Returns:
             The units, (D',).
         """
         count = self.student.get_submodule(name).out_features
-        units = self._important_units(self.teacher.get_submodule(name), output_layers, count)
+        units = self._important_units(name, output_layers, count)
         prior = linear_weight(self.teacher.get_submodule(name))[:, units]
         self._fit_layer(name, project_inputs(prior, self.basis), units)
         return units
@@ -87,18 +89,16 @@ class HeadFit:
         decode = self._decode_map()
         layer = self.student.get_submodule(name)
         set_linear(layer, project_inputs(linear_weight(self.teacher.get_submodule(name)), self.basis) @ decode)
-        inputs = [(x, held_out) for x, _, held_out in self._layer_inputs(name)]
-        norm_inputs = [h for _, h, _ in self._layer_inputs(norm)]
 
         def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-            for (x, held_out), h in zip(inputs, norm_inputs, strict=True):
-                target = self.teacher.get_submodule(norm)(h).double() @ decode
-                yield x, torch.zeros_like(target, dtype=torch.float), target, held_out
+            for (x, _, held_out), (_, h, _) in zip(self._layer_inputs(name), self._layer_inputs(norm), strict=True):
+                target = self.teacher.get_submodule(norm)(h) @ decode.float()
+                yield x, torch.zeros_like(target), target, held_out
 
         fit_output_projection(layer, self.student.get_submodule(norm), tokens, ROUNDS)
         # No choice of units fits a table in another basis, so the layer starts linear: far above zero GELU is the
         # identity, and the LayerNorm removes the constant.
-        lowest = min(layer(x).min() for x, _ in inputs)
+        lowest = min(layer(x).min() for x, _, _ in self._layer_inputs(name))
         layer.bias.add_(4.0 - lowest)
 
     def _decode_map(self) -> Tensor:
@@ -118,23 +118,22 @@ class HeadFit:
 
     def _layer_inputs(self, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The inputs of a layer in student and teacher and the held-out mask, by tokens or by rows."""
-        for batch in self.batches:
-            x = _head_input(self.student, self.student.get_submodule(name), batch)
-            h = _head_input(self.teacher, self.teacher.get_submodule(name), batch)
-            if x.dim() == 3:
-                yield x[batch.mask], h[batch.mask], batch.held_out_tokens
-            else:
-                yield x, h, batch.held_out_rows
+        student_inputs = _module_inputs(self.student, name, self.states.student, self.states.batches)
+        teacher_inputs = _module_inputs(self.teacher, name, self.states.teacher, self.states.batches)
+        for batch, (x, of_tokens), (h, _) in zip(self.states.batches, student_inputs, teacher_inputs, strict=True):
+            yield x, h, batch.held_out_tokens if of_tokens else batch.held_out_rows
 
-    def _important_units(self, hidden_layer: nn.Linear, output_layers: list[nn.Linear], count: int) -> Tensor:
+    def _important_units(self, name: str, output_layers: list[str], count: int) -> Tensor:
         """The units with the largest variance times the squared weights of the layers that receive them."""
         importance = 0.0
-        for layer in output_layers or [hidden_layer]:
-            inputs = [(_head_input(self.teacher, layer, batch), batch.mask) for batch in self.batches]
-            x = torch.cat([x[mask] if x.dim() == 3 else x for x, mask in inputs])
-            units = x if output_layers else hidden_layer(x)
+        for output_name in output_layers or [name]:
+            layer, sums = self.teacher.get_submodule(output_name), 0.0
+            for x, _ in _module_inputs(self.teacher, output_name, self.states.teacher, self.states.batches):
+                units = (x if output_layers else layer(x)).double()
+                sums = sums + torch.stack([torch.ones_like(units), units, units.square()]).sum(1)
+            mean, mean_square = sums[1:] / sums[0]
             weight = layer.weight.square().sum(0) if output_layers else 1.0
-            importance = importance + units.double().var(0, correction=0) * weight
+            importance = importance + (mean_square - mean.square()) * weight
         return importance.topk(count).indices.sort().values
 
 
@@ -143,7 +142,7 @@ def fit_heads(
     teacher: PreTrainedModel,
     basis: Tensor,
     table_map: nn.Linear | None,
-    batches: list[CalibrationBatch],
+    states: CalibrationStates,
 ) -> None:
     """Fit the prediction heads: the linear layers outside embeddings and encoder, in their order.
 
@@ -156,16 +155,16 @@ def fit_heads(
         teacher: The teacher, in eval mode.
         basis: P, (D, D').
         table_map: The linear map from the teacher's embedding tables to the student's; None if they are the same.
-        batches: The calibration data.
+        states: The last hidden states of both models on the calibration data.
     """
-    head_fit = HeadFit(student, teacher, basis, table_map, batches)
+    head_fit = HeadFit(student, teacher, basis, table_map, states)
     modules, width = _head_modules(teacher), len(basis)
     linears = {
         name: module
         for name, module in modules.items()
         if isinstance(module, nn.Linear) and module.in_features == width and module.bias is not None
     }
-    output_layers = [module for module in linears.values() if module.out_features != width]
+    output_layers = [name for name, module in linears.items() if module.out_features != width]
     fitted = {parameter for name in linears for parameter in student.get_submodule(name).parameters()}
     units = None
     for name, layer in linears.items():
@@ -181,9 +180,15 @@ def fit_heads(
 
 
 def _body(model: PreTrainedModel) -> set[nn.Module]:
-    """The modules of embeddings and encoder."""
+    """The modules of embeddings and encoder, with the norm after the last layer."""
     architecture = architecture_of(model.config)
-    parts = (architecture.embeddings(model), architecture.encoder(model), architecture.embedding_projection(model))
+    final_norm = architecture.final_norm(model)
+    parts = (
+        architecture.embeddings(model),
+        architecture.encoder(model),
+        architecture.embedding_projection(model),
+        final_norm and getattr(*final_norm),
+    )
     return {module for part in parts if part is not None for module in part.modules()}
 
 
@@ -206,14 +211,53 @@ def _copy_other_parameters(student: PreTrainedModel, teacher: PreTrainedModel, f
             logger.warning("%s of the student does not follow from the teacher: it starts at random.", name)
 
 
-def _head_input(model: PreTrainedModel, module: nn.Module, batch: CalibrationBatch) -> Tensor:
-    """The input of a module of a prediction head, (B, D) or (B, S, D). No logits over the vocabulary are computed."""
-    inputs = batch.inputs
-    if isinstance(prediction_head_of(model), Choices):  # every row is the only choice of an example
-        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
-    vocabulary = model.get_output_embeddings()
-    with nullcontext() if vocabulary is None else vocabulary.register_forward_pre_hook(_no_tokens):
-        return module_input(model, module, inputs)
+class _LastStates(nn.Module):
+    """Stands for an encoder whose last hidden states are known."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self._outputs = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+
+    def forward(self, *args, **kwargs) -> BaseModelOutputWithPastAndCrossAttentions:
+        return self._outputs
+
+
+@contextmanager
+def _with_last_states(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
+    """The encoder of a model does not run: its last hidden states, after any final norm, are (B, S, D) `states`."""
+    base, architecture = model.base_model, architecture_of(model.config)
+    encoder, final_norm = architecture.encoder(model), architecture.final_norm(model)
+    places = [(base, next(name for name, child in base.named_children() if child is encoder), _LastStates(states))]
+    if final_norm is not None and final_norm[0] is not encoder:
+        places.append((*final_norm, nn.Identity()))
+    replaced = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
+    for parent, name, module in places:
+        setattr(parent, name, module)
+    try:
+        yield
+    finally:
+        for parent, name, module in replaced:
+            setattr(parent, name, module)
+
+
+def _module_inputs(
+    model: PreTrainedModel, name: str, last_states: TokenStore, batches: list[CalibrationBatch]
+) -> Iterator[tuple[Tensor, bool]]:
+    """The inputs of a module of a prediction head for each batch, and whether there is one for each token.
+
+    No logits over the vocabulary are computed.
+    """
+    module, vocabulary = model.get_submodule(name), model.get_output_embeddings()
+    for i, batch in enumerate(batches):
+        inputs = batch.inputs
+        if isinstance(prediction_head_of(model), Choices):  # every row is the only choice of an example
+            inputs = {key: tensor[:, None] for key, tensor in inputs.items()}
+        with (
+            _with_last_states(model, padded(last_states[i], batch.mask)),
+            nullcontext() if vocabulary is None else vocabulary.register_forward_pre_hook(_no_tokens),
+        ):
+            x = module_input(model, module, inputs)
+        yield (x[batch.mask], True) if x.dim() == 3 else (x, False)
 
 
 def _no_tokens(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,14 +1,21 @@
 """Every weight of a student fitted to its teacher: embeddings, encoder and prediction heads in turn."""
 
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from ..least_squares import principal_basis
-from ..models.architectures import Block, architecture_of
+from ..least_squares import fit_norm
+from ..models.architectures import architecture_of
 from .calibration import CalibrationBatch
+from .cost import fit_cost
 from .fit_embeddings import embedded_states, fit_embeddings
-from .fit_encoder import HiddenStates, fit_encoder
+from .fit_encoder import fit_encoder
 from .fit_heads import fit_heads
+from .states import CalibrationStates, padded
+from .survey import SurveySize, survey, survey_batches
+
+logger = logging.get_logger(__name__)
 
 
 def fit_model(
@@ -17,40 +24,49 @@ def fit_model(
     """Fit every weight of the student that follows from the teacher.
 
     The student's hidden states approximate Pᵀh of the teacher's hidden states h, with P (D, D') the leading principal
-    components of all of them.
+    components of all of them. The teacher runs once on the calibration data, and once more on some of it for P.
 
     Args:
-        student: The student, in eval mode; it is changed.
-        teacher: The teacher, in eval mode.
+        student: The student, in float32 and eval mode; it is changed.
+        teacher: The teacher, in float32 and eval mode.
         layers: The teacher layer of each student layer, counted from 1 and increasing.
         batches: The calibration data.
     """
-    blocks = architecture_of(student.config).blocks(student)
-    teacher_blocks = architecture_of(teacher.config).blocks(teacher)
-    states = embedded_states(teacher, batches)
-    basis = principal_basis(hidden_moment(teacher_blocks, states), student.config.hidden_size)
-    table_map = fit_embeddings(student, teacher, basis, states)
-    fit_encoder(blocks, teacher_blocks, layers, basis, states)
-    fit_heads(student, teacher, basis, table_map, batches)
+    lengths = [length for batch in batches for length in batch.mask.sum(1).tolist()]
+    logger.info("Fitting a student: %s.", fit_cost(student, teacher, lengths, len(batches[0].held_out_rows)))
+    architecture = architecture_of(teacher.config)
+    blocks, teacher_blocks = architecture_of(student.config).blocks(student), architecture.blocks(teacher)
+    states = embedded_states(teacher, batches, student.config.hidden_size)
+    bias = architecture.relative_bias(teacher)
+    num_heads = None if bias is None else blocks[0].attention.num_heads
+    size = SurveySize(student.config.hidden_size, num_heads, layers)
+    runs = len(teacher_blocks) * (len(batches) + len(survey_batches(states)))
+    with tqdm(total=runs, desc="Fitting the student", unit="layer") as bar:
+        basis, heads = survey(teacher_blocks, states, size, bar.update)
+        if bias is not None:
+            architecture.relative_bias(student).weight.copy_(bias.weight[:, heads])
+        table_map = fit_embeddings(student, teacher, basis, states)
+        fit_encoder(blocks, teacher_blocks, layers, basis, states, heads, bar.update)
+        for i, batch in enumerate(batches):
+            for block in teacher_blocks[layers[-1] :]:
+                states.teacher[i] = block.run(padded(states.teacher[i], batch.mask), batch.mask)[batch.mask]
+                bar.update()
+        _fit_final_norm(student, teacher, basis, states)
+        fit_heads(student, teacher, basis, table_map, states)
+        bar.update(runs - bar.n)
 
 
-def hidden_moment(blocks: list[Block], states: list[HiddenStates]) -> Tensor:
-    """Σ hhᵀ (D, D) over the real tokens and all hidden states of the teacher, the embedding output included.
-
-    Args:
-        blocks: The teacher's layers.
-        states: What enters the first of them.
-    """
-    moment = 0.0
-    for hidden in states:
-        layer_states = hidden.teacher
-        moment = moment + _second_moment(layer_states[hidden.mask])
-        for block in blocks:
-            layer_states = block.feed_forward(block.attend(layer_states, hidden.mask))
-            moment = moment + _second_moment(layer_states[hidden.mask])
-    return moment
-
-
-def _second_moment(tokens: Tensor) -> Tensor:
-    tokens = tokens.double()
-    return tokens.T @ tokens
+def _fit_final_norm(
+    student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, states: CalibrationStates
+) -> None:
+    """Fit the norm after the last layer, if there is one; the states become those after it."""
+    place = architecture_of(teacher.config).final_norm(teacher)
+    if place is None:
+        return
+    norm = getattr(*architecture_of(student.config).final_norm(student))
+    for i in range(len(states.batches)):
+        states.teacher[i] = getattr(*place)(states.teacher[i])
+        states.targets[i] = states.teacher[i] @ basis.float()
+    fit_norm(norm, ((states.student[i], states.targets[i]) for i in range(len(states.batches))))
+    for i in range(len(states.batches)):
+        states.student[i] = norm(states.student[i])

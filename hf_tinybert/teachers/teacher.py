@@ -125,7 +125,7 @@ class Teacher:
         encoder = self.model.base_model
         whole = self.model if self.reads_logits else encoder
         self.columns, self._encoder_columns = forward_columns(whole), forward_columns(encoder)
-        if self.execution.compile_options is not None and not self.capture.records_softmax:
+        if self.execution.compile_options is not None and not self.capture.records_calls:
             compiled = torch.compile(encoder, **self.execution.compile_options)
             whole = torch.compile(whole, **self.execution.compile_options) if whole is not encoder else compiled
             encoder = compiled

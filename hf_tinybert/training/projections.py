@@ -63,7 +63,7 @@ class Projections(nn.Module):
                         y = teacher.hidden_states[g].to(student_states[m].device)[real]
                         moments[_name(loss, k)].add(x.flatten(0, -2), y.flatten(0, -2))
         for name, sums in moments.items():
-            set_linear(getattr(self, name), ridge(sums, torch.zeros_like(sums.cross), 1e-4))
+            set_linear(getattr(self, name), ridge(sums, 1e-4))
 
 
 def _name(loss: str, teacher: int) -> str:

@@ -25,6 +25,7 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraForTokenClassification,
     ModernBertForMaskedLM,
+    MPNetForSequenceClassification,
     RobertaForMaskedLM,
 )
 
@@ -36,6 +37,16 @@ SIZES = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "i
 SIZES |= {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.2}
 NAMES = ["input_ids", "attention_mask", "token_type_ids"]
 SENTENCES = ["the film is very good .", "dull", "a book was not bright", "a bad play"]
+
+
+OTHER_HEADS = {
+    "ForSequenceClassification": ["logits"],
+    "ForTokenClassification": ["logits"],
+    "ForQuestionAnswering": ["start_logits", "end_logits"],
+    "ForMultipleChoice": ["logits"],
+    "ForMaskedLM": ["logits"],
+    "Model": ["last_hidden_state", "pooler_output"],
+}
 
 
 def classifier(**changes):
@@ -72,6 +83,14 @@ def random_inputs(names, batch, length):
         (DistilBertForSequenceClassification, {"hidden_dim": 64}, ["logits"]),
         (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
         (BertForMultipleChoice, {}, ["logits"]),
+        (MPNetForSequenceClassification, {"pad_token_id": 0}, ["logits"]),
+        *(
+            pytest.param(model_class, {"pad_token_id": 0}, outputs, marks=pytest.mark.slow)
+            for prefix in ("MPNet", "RobertaPreLayerNorm", "XLMRobertaXL")
+            for suffix, outputs in OTHER_HEADS.items()
+            if (prefix, suffix) != ("MPNet", "ForSequenceClassification")
+            for model_class in [getattr(transformers, prefix + suffix)]
+        ),
         pytest.param(BertModel, {}, ["last_hidden_state", "pooler_output"], marks=pytest.mark.slow),
         pytest.param(RobertaForMaskedLM, {"pad_token_id": 0}, ["logits"], marks=pytest.mark.slow),
         pytest.param(ElectraForTokenClassification, {"embedding_size": 16}, ["logits"], marks=pytest.mark.slow),
@@ -91,12 +110,12 @@ def test_architectures_and_heads_at_any_shape(tmp_path, model_class, config, out
     session = onnxruntime.InferenceSession(path)
     assert [value.name for value in session.get_outputs()] == outputs
     names = [value.name for value in session.get_inputs()]
-    assert ("token_type_ids" in names) == (not model_class.__name__.startswith(("DistilBert", "ModernBert")))
+    assert ("token_type_ids" in names) == (not model_class.__name__.startswith(("DistilBert", "ModernBert", "MPNet")))
     assert set(transformers.AutoTokenizer.from_pretrained(path.parent)("good")) == set(names)
     serve, choices = load_onnx(path), 3
     for batch, length in [(1, 1), (1, 60), (4, 7), (3, 60)]:
         inputs = random_inputs(names, batch, length)
-        if model_class is BertForMultipleChoice:
+        if model_class.__name__.endswith("ForMultipleChoice"):
             choices += 1
             inputs = random_inputs(names, batch * choices, length)
             inputs = {name: value.reshape(batch, choices, length) for name, value in inputs.items()}

@@ -64,7 +64,10 @@ def test_activations_and_gradients_are_those_of_the_padded_batch(name, implement
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
     padding = ~real
     padding[:, 0] = False  # computed, for heads that read it
-    assert not any(x[padding].any() for x in vectors(activations))
+    computed = vectors(activations)
+    if name == "roberta-prelayernorm":
+        computed.pop(3)  # its base model normalises the padded states
+    assert not any(x[padding].any() for x in computed)
 
 
 def linear_rows(model):

@@ -34,6 +34,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
     ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -214,6 +216,7 @@ HEADS = {
     "DistilBERT": (DistilBertForMaskedLM, DistilBertConfig, {"dim": 16, "n_layers": 1, "n_heads": 2}),
     "ELECTRA": (ElectraForMaskedLM, ElectraConfig, {"embedding_size": 8}),
     "ALBERT": (AlbertForMaskedLM, AlbertConfig, {"embedding_size": 8}),
+    "MPNet": (MPNetForMaskedLM, MPNetConfig, {}),
     "ModernBERT": (ModernBertForMaskedLM, ModernBertConfig, {"decoder_bias": False}),
 }
 

@@ -48,18 +48,20 @@ THROUGH_THE_INTERFACE = {
     "electra": _tiny("Electra", embedding_size=8, **SIZES),
     "albert": _tiny("Albert", embedding_size=8, **SIZES),
     "modernbert": _tiny("ModernBert", **SIZES, **MODERN),
+    "roberta-prelayernorm": _tiny("RobertaPreLayerNorm", **SIZES),
+    "xlm-roberta-xl": _tiny("XLMRobertaXL", **SIZES),
 }
 BY_FALLBACK = {
     "deberta-v2": _tiny("DebertaV2", norm_rel_ebd="layer_norm", conv_kernel_size=3, **SIZES, **RELATIVE),
-    "mpnet": _tiny("MPNet", **SIZES),
 }
-ALL = THROUGH_THE_INTERFACE | BY_FALLBACK
+BY_LINEAR_MAPS = {"mpnet": _tiny("MPNet", **SIZES)}
+ALL = THROUGH_THE_INTERFACE | BY_LINEAR_MAPS | BY_FALLBACK
 # Their last hidden state passes a norm after the last layer.
 WITH_FINAL_NORM = {
     "modernbert": ALL["modernbert"],
     "megatron-bert": _tiny("MegatronBert", **SIZES),
-    "roberta-prelayernorm": _tiny("RobertaPreLayerNorm", **SIZES),
-    "xlm-roberta-xl": _tiny("XLMRobertaXL", **SIZES),
+    "roberta-prelayernorm": ALL["roberta-prelayernorm"],
+    "xlm-roberta-xl": ALL["xlm-roberta-xl"],
     "xmod": _tiny("Xmod", **SIZES, pre_norm=True, default_language="en_XX"),
     "esm": _tiny("Esm", **SIZES, mask_token_id=4),
     "eurobert": _tiny("EuroBert", **SIZES),

@@ -5,58 +5,29 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from tiny_teachers import BERT, DISTILBERT, ROBERTA, SMALL, build, distance, outputs, rows
+from tiny_teachers import BERT, DISTILBERT, SMALL, TEACHERS, build, distance, outputs, rows
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForPreTraining,
-    BertForQuestionAnswering,
     BertForSequenceClassification,
-    BertForTokenClassification,
     BertModel,
     ConvBertConfig,
     ConvBertModel,
     DistilBertConfig,
-    DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     ElectraConfig,
-    ElectraForMaskedLM,
     ElectraForMultipleChoice,
     ElectraForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
 
 from hf_tinybert.lineage import Lineage
 from hf_tinybert.students import TINYBERT4, check_can_initialise, create_student
-
-# Every adapter, every kind of prediction head, embeddings with and without a projection, tied and untied tables.
-TEACHERS = {
-    "bert": (BertForSequenceClassification, BertConfig(**BERT, num_labels=3)),
-    "bert-tokens": (BertForTokenClassification, BertConfig(**BERT, num_labels=3)),
-    "bert-spans": (BertForQuestionAnswering, BertConfig(**BERT)),
-    "bert-choices": (BertForMultipleChoice, BertConfig(**BERT)),
-    "bert-mlm": (BertForMaskedLM, BertConfig(**BERT)),
-    "bert-mlm-untied": (BertForMaskedLM, BertConfig(**BERT, tie_word_embeddings=False)),
-    "bert-pretraining": (BertForPreTraining, BertConfig(**BERT)),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig(**ROBERTA)),
-    "roberta-mlm": (RobertaForMaskedLM, RobertaConfig(**ROBERTA)),
-    "electra": (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=24)),
-    "electra-projected": (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=10)),
-    "electra-mlm": (ElectraForMaskedLM, ElectraConfig(**BERT, embedding_size=16)),
-    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
-    "distilbert-mlm": (DistilBertForMaskedLM, DistilBertConfig(**DISTILBERT)),
-    "albert": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=10, num_hidden_groups=4)),
-    "albert-wide": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=24, num_hidden_groups=4)),
-}
 
 
 @pytest.fixture
@@ -74,15 +45,6 @@ def test_a_compressed_student_has_the_sizes_asked_for_and_is_near_to_its_teacher
     assert [x.shape for x in outputs(student, dataset)] == [x.shape for x in outputs(teacher, dataset)]
     random = create_student(teacher, **SMALL, init="random")
     assert distance(student, teacher, dataset) < 0.8 * distance(random, teacher, dataset)
-
-
-@pytest.mark.parametrize("name", TEACHERS)
-def test_a_fit_at_the_teachers_sizes_keeps_the_function(name):
-    # The copied weights meet every least-squares target, so the fit must not lose them.
-    teacher = build(*TEACHERS[name])
-    student = create_student(teacher, calibration_dataset=rows())
-    for a, b in zip(outputs(student, rows(5, seed=9)), outputs(teacher, rows(5, seed=9)), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-2)
 
 
 def test_a_model_without_prediction_head_has_hidden_states_of_the_new_width():

@@ -3,13 +3,68 @@
 import copy
 
 import torch
-from transformers import BertForMultipleChoice
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForSequenceClassification,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForSequenceClassification,
+    MPNetForTokenClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormForSequenceClassification,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
+    XLMRobertaXLForSequenceClassification,
+)
 
 SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "initializer_range": 0.2}
 BERT = SIZES | {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
 ROBERTA = BERT | {"pad_token_id": 1}
 DISTILBERT = SIZES | {"dim": 24, "n_layers": 4, "n_heads": 4, "hidden_dim": 48}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 40}
+# Every adapter, every kind of prediction head, embeddings with and without a projection, tied and untied tables.
+TEACHERS = {
+    "bert": (BertForSequenceClassification, BertConfig(**BERT, num_labels=3)),
+    "bert-tokens": (BertForTokenClassification, BertConfig(**BERT, num_labels=3)),
+    "bert-spans": (BertForQuestionAnswering, BertConfig(**BERT)),
+    "bert-choices": (BertForMultipleChoice, BertConfig(**BERT)),
+    "bert-mlm": (BertForMaskedLM, BertConfig(**BERT)),
+    "bert-mlm-untied": (BertForMaskedLM, BertConfig(**BERT, tie_word_embeddings=False)),
+    "bert-pretraining": (BertForPreTraining, BertConfig(**BERT)),
+    "roberta": (RobertaForSequenceClassification, RobertaConfig(**ROBERTA)),
+    "roberta-mlm": (RobertaForMaskedLM, RobertaConfig(**ROBERTA)),
+    "electra": (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=24)),
+    "electra-projected": (ElectraForSequenceClassification, ElectraConfig(**BERT, embedding_size=10)),
+    "electra-mlm": (ElectraForMaskedLM, ElectraConfig(**BERT, embedding_size=16)),
+    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT)),
+    "distilbert-mlm": (DistilBertForMaskedLM, DistilBertConfig(**DISTILBERT)),
+    "mpnet": (MPNetForSequenceClassification, MPNetConfig(**ROBERTA)),
+    "mpnet-tokens": (MPNetForTokenClassification, MPNetConfig(**ROBERTA, num_labels=3)),
+    "mpnet-mlm": (MPNetForMaskedLM, MPNetConfig(**ROBERTA)),
+    "prelayernorm": (RobertaPreLayerNormForSequenceClassification, RobertaPreLayerNormConfig(**ROBERTA)),
+    "prelayernorm-mlm": (RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormConfig(**ROBERTA)),
+    "xlm-roberta-xl": (XLMRobertaXLForSequenceClassification, XLMRobertaXLConfig(**ROBERTA)),
+    "xlm-roberta-xl-mlm": (XLMRobertaXLForMaskedLM, XLMRobertaXLConfig(**ROBERTA)),
+    "albert": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=10, num_hidden_groups=4)),
+    "albert-wide": (AlbertForSequenceClassification, AlbertConfig(**BERT, embedding_size=24, num_hidden_groups=4)),
+}
 
 
 def build(model_class, config):

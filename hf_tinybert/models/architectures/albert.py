@@ -9,7 +9,8 @@ import transformers
 from torch import nn
 from transformers import AlbertConfig, BertConfig, PretrainedConfig, PreTrainedModel
 
-from .base import Architecture, Block
+from .base import Architecture
+from .blocks import Attention, Block, FeedForward
 
 # BERT's names → ALBERT's, applied in this order.
 RENAMED = (
@@ -49,16 +50,20 @@ class Albert(Architecture):
     def blocks(self, model):
         return [
             Block(
-                query=layer.attention.query,
-                key=layer.attention.key,
-                value=layer.attention.value,
-                attention_output=layer.attention.dense,
-                attention_norm=layer.attention.LayerNorm,
-                intermediate=layer.ffn,
-                activation=layer.activation,
-                output=layer.ffn_output,
-                output_norm=layer.full_layer_layer_norm,
-                num_heads=model.config.num_attention_heads,
+                Attention(
+                    query=layer.attention.query,
+                    key=layer.attention.key,
+                    value=layer.attention.value,
+                    output=layer.attention.dense,
+                    norm=layer.attention.LayerNorm,
+                    num_heads=model.config.num_attention_heads,
+                ),
+                FeedForward(
+                    intermediate=layer.ffn,
+                    activation=layer.activation,
+                    output=layer.ffn_output,
+                    norm=layer.full_layer_layer_norm,
+                ),
             )
             for group in self.encoder(model).albert_layer_groups
             for layer in group.albert_layers

@@ -1,55 +1,13 @@
 """What the package has to know of an architecture: where its parts are, and what its configuration calls them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..families import newest_match, subclasses
-
-
-@dataclass(frozen=True)
-class Block:
-    """A layer LN(x + feed-forward(x)) over x = LN(h + attention(h)): LayerNorm after each sublayer, as in BERT."""
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    attention_output: nn.Linear
-    attention_norm: nn.LayerNorm
-    intermediate: nn.Linear
-    activation: Callable[[Tensor], Tensor]
-    output: nn.Linear
-    output_norm: nn.LayerNorm
-    num_heads: int
-
-    def context(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """softmax(QKᵀ·scaling)V of all attention heads side by side.
-
-        Args:
-            hidden: (B, S, D).
-            mask: (B, S), true at real tokens.
-
-        Returns:
-            (B, S, D).
-        """
-        query, key, value = (
-            linear(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-        return context.transpose(1, 2).flatten(2)
-
-    def attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The output of the attention sublayer, (B, S, D)."""
-        return self.attention_norm(hidden + self.attention_output(self.context(hidden, mask)))
-
-    def feed_forward(self, hidden: Tensor) -> Tensor:
-        """The output of the feed-forward sublayer, (B, S, D)."""
-        return self.output_norm(hidden + self.output(self.activation(self.intermediate(hidden))))
+from .blocks import Block
 
 
 class Architecture:
@@ -61,6 +19,8 @@ class Architecture:
         fits_students: Whether students can be initialised from a teacher of this family (`blocks`).
         computes_tokens_separately: Whether its layers compute each token by itself, attention aside, so that they can
             run without padding. Rotary positions prevent it.
+        scores_are_products: Whether attention losses compare QKᵀ·scaling of its `blocks`, in a family that computes
+            attention without transformers' attention interface.
         drops_layers: Whether a model runs with fewer layers once its list of layers is shortened.
     """
 
@@ -68,6 +28,7 @@ class Architecture:
     size_names: ClassVar[Mapping[str, str]] = {}
     fits_students: ClassVar[bool] = False
     computes_tokens_separately: ClassVar[bool] = False
+    scores_are_products: ClassVar[bool] = False
     drops_layers: ClassVar[bool] = True
 
     def has_size(self, config: PretrainedConfig, name: str) -> bool:
@@ -145,10 +106,11 @@ class Architecture:
         return None
 
     def embeddings(self, model: PreTrainedModel) -> nn.Module:
-        """The module with the embedding tables and the `LayerNorm` of their sum.
+        """The module with the embedding tables and, in most families, the `LayerNorm` of their sum.
 
-        In families with `fits_students` its tables have BERT's names, `word_embeddings` and `position_embeddings`,
-        and it is called with `input_ids` and, if the family has them, `token_type_ids`.
+        In families with `fits_students` its tables have BERT's names, `word_embeddings` and, if there are any,
+        `position_embeddings` and `token_type_embeddings`. It is called with `input_ids` and, if the family has them,
+        `token_type_ids`.
         """
         return model.base_model.embeddings
 
@@ -159,6 +121,14 @@ class Architecture:
     def blocks(self, model: PreTrainedModel) -> list[Block]:
         """The layers, in the form that `create_student(init="teacher")` fits."""
         raise NotImplementedError
+
+    def relative_bias(self, model: PreTrainedModel) -> nn.Embedding | None:
+        """The bias of attention scores by relative position that all layers share, a column for each attention head.
+
+        It is None if there is no such table. With it, an attention head of a student has to stand for the same
+        attention head of the teacher in every layer.
+        """
+        return None
 
     def embedding_projection(self, model: PreTrainedModel) -> nn.Linear | None:
         """The linear map from the embeddings to the first layer; None if there is none."""

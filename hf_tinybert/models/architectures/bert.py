@@ -1,9 +1,13 @@
 """BERT and the families that share its module names."""
 
+from typing import ClassVar
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from .albert import as_albert
-from .base import Architecture, Block
+from .base import Architecture
+from .blocks import Attention, Block, FeedForward
 
 
 class BertLike(Architecture):
@@ -11,20 +15,31 @@ class BertLike(Architecture):
 
     fits_students = True
     computes_tokens_separately = True
+    norm_first: ClassVar[bool] = False
+
+    def norms(self, layer: nn.Module) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """The LayerNorms of the attention and the feed-forward sublayer of a layer."""
+        return layer.attention.output.LayerNorm, layer.output.LayerNorm
 
     def blocks(self, model):
         return [
             Block(
-                query=layer.attention.self.query,
-                key=layer.attention.self.key,
-                value=layer.attention.self.value,
-                attention_output=layer.attention.output.dense,
-                attention_norm=layer.attention.output.LayerNorm,
-                intermediate=layer.intermediate.dense,
-                activation=layer.intermediate.intermediate_act_fn,
-                output=layer.output.dense,
-                output_norm=layer.output.LayerNorm,
-                num_heads=model.config.num_attention_heads,
+                Attention(
+                    query=layer.attention.self.query,
+                    key=layer.attention.self.key,
+                    value=layer.attention.self.value,
+                    output=layer.attention.output.dense,
+                    norm=self.norms(layer)[0],
+                    norm_first=self.norm_first,
+                    num_heads=model.config.num_attention_heads,
+                ),
+                FeedForward(
+                    intermediate=layer.intermediate.dense,
+                    activation=layer.intermediate.intermediate_act_fn,
+                    output=layer.output.dense,
+                    norm=self.norms(layer)[1],
+                    norm_first=self.norm_first,
+                ),
             )
             for layer in self.encoder(model).layer
         ]

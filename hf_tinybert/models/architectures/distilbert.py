@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .base import Architecture, Block
+from .base import Architecture
+from .blocks import Attention, Block, FeedForward
 
 
 class DistilBert(Architecture):
@@ -20,16 +21,20 @@ class DistilBert(Architecture):
     def blocks(self, model):
         return [
             Block(
-                query=layer.attention.q_lin,
-                key=layer.attention.k_lin,
-                value=layer.attention.v_lin,
-                attention_output=layer.attention.out_lin,
-                attention_norm=layer.sa_layer_norm,
-                intermediate=layer.ffn.lin1,
-                activation=layer.ffn.activation,
-                output=layer.ffn.lin2,
-                output_norm=layer.output_layer_norm,
-                num_heads=model.config.num_attention_heads,
+                Attention(
+                    query=layer.attention.q_lin,
+                    key=layer.attention.k_lin,
+                    value=layer.attention.v_lin,
+                    output=layer.attention.out_lin,
+                    norm=layer.sa_layer_norm,
+                    num_heads=model.config.num_attention_heads,
+                ),
+                FeedForward(
+                    intermediate=layer.ffn.lin1,
+                    activation=layer.ffn.activation,
+                    output=layer.ffn.lin2,
+                    norm=layer.output_layer_norm,
+                ),
             )
             for layer in self.encoder(model).layer
         ]
