@@ -211,7 +211,7 @@ def test_an_exception_restores_the_lineage(teacher, student, tmp_path):
         before = copy.deepcopy(model.config.to_dict())
         with pytest.raises(KeyboardInterrupt):
             distil(tmp_path, model, teacher, callbacks=[Stop()])
-        assert model.config.to_dict() == before | {"use_cache": False}  # which Trainer sets
+        assert model.config.to_dict() == before | {"use_cache": False, "problem_type": "single_label_classification"}
 
 
 def test_training_twice_has_two_stages(teacher, student, tmp_path):

@@ -18,7 +18,7 @@ STATE = "trainer_state.json"
 SET_ASIDE = "_corrupt-"  # before the name of a checkpoint; Trainer and the Hub overlook such folders
 RESUMED = ("optimizer.pt", "scheduler.pt")  # without them Trainer starts both anew and says nothing
 TORCH_FILES = (*RESUMED, "scaler.pt", "rng_state*.pth", "pytorch_model*.bin")
-JSON_FILES = ("config.json", "*.index.json", "distillation_stage.json")
+JSON_FILES = ("config.json", "*.index.json")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*")
 
 
