@@ -218,11 +218,12 @@ def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]) -> None
         norm: The LayerNorm, which is changed in place.
         pairs: Batches of (input, target output), each (tokens, D).
     """
-    sums = 0.0
+    tokens, sums = 0, 0.0
     for x, y in pairs:
         x, y = F.layer_norm(x, x.shape[-1:], eps=norm.eps).double(), y.double()
-        sums = sums + torch.stack([torch.ones_like(x), x, y, x * y, x * x]).sum(1)
-    x, y, xy, xx = sums[1:] / sums[0]
+        tokens = tokens + len(x)
+        sums = sums + torch.stack([x.sum(0), y.sum(0), (x * y).sum(0), x.square().sum(0)])
+    x, y, xy, xx = sums / tokens
     if norm.bias is None:
         norm.weight.copy_(xy / xx.clamp(min=1e-8))
         return
