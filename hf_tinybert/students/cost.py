@@ -16,7 +16,7 @@ from .survey import SURVEY_TOKENS
 # Solutions of a ridge regression: penalties tried, and the last one on all tokens.
 SOLUTIONS = 5
 # The share of the speed of a matrix product that the fit reaches.
-EFFICIENCY = 0.8
+EFFICIENCY = 0.65
 # Copies of the largest second moment: fitted, held-out and all tokens, the system and its Cholesky factor.
 MOMENT_COPIES = 6
 
