@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# The part of Σ‖x·prior‖² that an error has to fall by, for a gain to be more than the rounding of float32.
+ROUNDING = 1e-10
 # The smallest weight of a LayerNorm, relative to their root mean square, that a target is divided by.
 SMALLEST_GAMMA = 1e-2
 
@@ -93,8 +95,10 @@ def validated_ridge(
         metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ for the error of a held-out token; default the identity.
 
     Returns:
-        (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it.
+        (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it, rounding of
+        float32 aside.
     """
+    signal = Moments(held_out.inputs).error(prior, metric)
     fit, held_out = fit.less(prior), held_out.less(prior)
 
     @cache
@@ -105,7 +109,9 @@ def validated_ridge(
     for step in (-1, 1):
         while 0 <= best + step < len(PENALTIES) and error(best + step) < error(best):
             best += step
-    return prior + ridge(fit + held_out, PENALTIES[best], has_bias) if error(best) < 0 else prior
+    if error(best) >= -ROUNDING * signal:
+        return prior
+    return prior + ridge(fit + held_out, PENALTIES[best], has_bias)
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:
