@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# The part of Σ‖x·prior‖² that an error has to fall by, for a gain to be more than the rounding of float32.
+ROUNDING = 1e-10
 # The smallest weight of a LayerNorm, relative to their root mean square, that a target is divided by.
 SMALLEST_GAMMA = 1e-2
 
@@ -93,8 +95,10 @@ def validated_ridge(
         metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ for the error of a held-out token; default the identity.
 
     Returns:
-        (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it.
+        (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it, rounding of
+        float32 aside.
     """
+    signal = Moments(held_out.inputs).error(prior, metric)
     fit, held_out = fit.less(prior), held_out.less(prior)
 
     @cache
@@ -105,7 +109,9 @@ def validated_ridge(
     for step in (-1, 1):
         while 0 <= best + step < len(PENALTIES) and error(best + step) < error(best):
             best += step
-    return prior + ridge(fit + held_out, PENALTIES[best], has_bias) if error(best) < 0 else prior
+    if error(best) >= -ROUNDING * signal:
+        return prior
+    return prior + ridge(fit + held_out, PENALTIES[best], has_bias)
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:
@@ -218,11 +224,12 @@ def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]]) -> None
         norm: The LayerNorm, which is changed in place.
         pairs: Batches of (input, target output), each (tokens, D).
     """
-    sums = 0.0
+    tokens, sums = 0, 0.0
     for x, y in pairs:
         x, y = F.layer_norm(x, x.shape[-1:], eps=norm.eps).double(), y.double()
-        sums = sums + torch.stack([torch.ones_like(x), x, y, x * y, x * x]).sum(1)
-    x, y, xy, xx = sums[1:] / sums[0]
+        tokens = tokens + len(x)
+        sums = sums + torch.stack([x.sum(0), y.sum(0), (x * y).sum(0), x.square().sum(0)])
+    x, y, xy, xx = sums / tokens
     if norm.bias is None:
         norm.weight.copy_(xy / xx.clamp(min=1e-8))
         return

@@ -33,7 +33,8 @@ def fit_model(
         batches: The calibration data.
     """
     lengths = [length for batch in batches for length in batch.mask.sum(1).tolist()]
-    logger.info("Fitting a student: %s.", fit_cost(student, teacher, lengths, len(batches[0].held_out_rows)))
+    cost = fit_cost(student, teacher, lengths, len(batches[0].held_out_rows))
+    logger.info("Fitting a student: %s.", cost)
     architecture = architecture_of(teacher.config)
     blocks, teacher_blocks = architecture_of(student.config).blocks(student), architecture.blocks(teacher)
     states = embedded_states(teacher, batches, student.config.hidden_size)
@@ -41,7 +42,8 @@ def fit_model(
     num_heads = None if bias is None else blocks[0].attention.num_heads
     size = SurveySize(student.config.hidden_size, num_heads, layers)
     runs = len(teacher_blocks) * (len(batches) + len(survey_batches(states)))
-    with tqdm(total=runs, desc="Fitting the student", unit="layer") as bar:
+    description = f"Fitting {cost.parameters / 1e6:.1f} M parameters"
+    with tqdm(total=runs, desc=description, unit="layer", mininterval=1.0) as bar:
         basis, heads = survey(teacher_blocks, states, size, bar.update)
         if bias is not None:
             architecture.relative_bias(student).weight.copy_(bias.weight[:, heads])

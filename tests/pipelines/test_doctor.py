@@ -1,5 +1,6 @@
 """`diagnose` on set-ups that users file as issues: each named in one line, with what to change."""
 
+import re
 from itertools import chain
 
 import numpy as np
@@ -101,6 +102,16 @@ OTHER_TASKS = {
         },
     ),
 }
+
+
+def test_what_the_student_costs_is_said_before_anything_is_fitted(setup):
+    checks = setup(init="teacher")
+    passed, finding = checks["initialisation"]
+    assert passed
+    assert "M parameters, about" in finding
+    assert "on 40 calibration rows" in finding
+    assert re.search(r"about [\d.]+ ms for a row of \d+ tokens", checks["latency"][1])
+    assert "initialisation" not in setup(init="random")
 
 
 @pytest.mark.parametrize("kind", OTHER_TASKS)

@@ -23,6 +23,9 @@ def test_the_cost_grows_with_the_rows_and_the_sizes(teacher):
     assert 9 < many.seconds / few.seconds < 11
     assert few.seconds < wide.seconds
     assert few.memory == many.memory < wide.memory
+    teacher.config.num_hidden_layers = 8
+    deeper = fit_cost(small, build(type(teacher), teacher.config), [10] * 10**6)
+    assert deeper.seconds > 1.05 * few.seconds
     assert few.disk == 10**7 * 4 * (24 + 3 * 16)
 
 
