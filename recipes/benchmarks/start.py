@@ -5,8 +5,8 @@
 
 A 12 × 768 teacher becomes a 4 × 312 student on rows of 6 to 20 tokens. `forward` is one forward pass of the teacher
 over the rows, the least that a fit has to compute. `fit` is `create_student`. The variants take turns, times are
-medians over rounds, and ratios are medians within a round. `estimate` is what `fit_cost` says before the fit. `cpu` is
-the processor time of the fit. Memory is measured in one process for each number of rows. `--profile` prints where one
+medians over rounds, and ratios are medians within a round. `cpu` is the processor time of the fit. `estimate` is what
+`fit_cost` says before the fit. Memory is measured in one process for each number of rows. `--profile` prints where one
 fit spends its time.
 """
 
@@ -23,6 +23,7 @@ from time import perf_counter, process_time
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_tinybert import TINYBERT4, create_student
 from hf_tinybert.students import fit_cost
@@ -51,7 +52,7 @@ def calibration_rows(count: int) -> list[dict]:
 def forward(rows: list[dict]) -> None:
     by_length = sorted((row["input_ids"] for row in rows), key=len)
     for start in range(0, len(rows), 32):
-        batch = torch.nested.nested_tensor(by_length[start : start + 32]).to_padded_tensor(0)
+        batch = pad_sequence([torch.tensor(ids) for ids in by_length[start : start + 32]], batch_first=True)
         teacher(input_ids=batch.to(options.device), attention_mask=(batch != 0).long().to(options.device))
 
 

@@ -25,7 +25,6 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraForTokenClassification,
     ModernBertForMaskedLM,
-    MPNetForSequenceClassification,
     RobertaForMaskedLM,
 )
 
@@ -83,12 +82,10 @@ def random_inputs(names, batch, length):
         (DistilBertForSequenceClassification, {"hidden_dim": 64}, ["logits"]),
         (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
         (BertForMultipleChoice, {}, ["logits"]),
-        (MPNetForSequenceClassification, {"pad_token_id": 0}, ["logits"]),
         *(
             pytest.param(model_class, {"pad_token_id": 0}, outputs, marks=pytest.mark.slow)
             for prefix in ("MPNet", "RobertaPreLayerNorm", "XLMRobertaXL")
             for suffix, outputs in OTHER_HEADS.items()
-            if (prefix, suffix) != ("MPNet", "ForSequenceClassification")
             for model_class in [getattr(transformers, prefix + suffix)]
         ),
         pytest.param(BertModel, {}, ["last_hidden_state", "pooler_output"], marks=pytest.mark.slow),

@@ -48,6 +48,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_run_stops_there_too(run, tmp_path, kill):
     run(tmp_path / "whole", early_stopping=EarlyStopping(2))

@@ -35,6 +35,7 @@ def runs(folder, student, teacher, memory_of, **changes):
     return found, plain, memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["teacher", "student"])
 @pytest.mark.parametrize("losses", [["hidden", "prediction"], ["prediction"]], ids=["fit", "step"])
 def test_the_run_is_that_of_the_batch_size_that_fits(tmp_path, student, teacher, part, losses):
@@ -48,6 +49,7 @@ def test_the_run_is_that_of_the_batch_size_that_fits(tmp_path, student, teacher,
     assert stage["batch_size"] == FITS
 
 
+@pytest.mark.slow
 def test_the_pass_that_caches_activations_gets_smaller_batches(tmp_path, student, teacher):
     options = {"loss_type": ["attention", "hidden"], "teacher_cache_gb": 1.0, "max_steps": 4}
     found, plain, memory = runs(tmp_path, student, teacher, teacher, **options)
