@@ -83,7 +83,7 @@ def random_inputs(names, batch, length):
         (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
         (BertForMultipleChoice, {}, ["logits"]),
         *(
-            pytest.param(model_class, {"pad_token_id": 0}, outputs, marks=pytest.mark.slow)
+            pytest.param(model_class, {"pad_token_id": 0, "type_vocab_size": 2}, outputs, marks=pytest.mark.slow)
             for prefix in ("MPNet", "RobertaPreLayerNorm", "XLMRobertaXL")
             for suffix, outputs in OTHER_HEADS.items()
             for model_class in [getattr(transformers, prefix + suffix)]
