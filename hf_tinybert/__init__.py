@@ -32,16 +32,19 @@ from .tasks import (
     SQUAD,
     SQUAD_V2,
     SWAG,
+    Augmentation,
+    MaskedWords,
     MultipleChoice,
     QuestionAnswering,
+    RandomWords,
     Task,
     TextClassification,
     TokenClassification,
+    WordVectors,
     read_conll,
     read_squad,
     squad_scores,
 )
-from .tasks.augmentation import Augmentation, WordVectors
 from .teachers import cache_logits
 from .training.arguments import DistillationArguments
 from .training.trainer import DistillationTrainer
@@ -64,11 +67,13 @@ __all__ = [
     "DistillationTrainer",
     "EmbeddingLoss",
     "HiddenLoss",
+    "MaskedWords",
     "MiniLMLoss",
     "MultipleChoice",
     "PatienceLoss",
     "PredictionLoss",
     "QuestionAnswering",
+    "RandomWords",
     "RelationLoss",
     "SentenceLoss",
     "StudentReport",

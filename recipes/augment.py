@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tinybert import GLUE, Augmentation, WordVectors
+from hf_tinybert import GLUE, MaskedWords, WordVectors
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, help="augment the training split of this task of --data")
@@ -38,7 +38,7 @@ if torch.accelerator.is_available():
     model.to(torch.accelerator.current_accelerator())
 tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
 vectors = WordVectors.load(*options.vectors) if options.vectors else None
-augmentation = Augmentation(model, tokenizer, vectors, options.copies, options.p, options.k, options.seed)
+augmentation = MaskedWords(model, tokenizer, vectors, options.copies, options.p, options.k, options.seed)
 augmented = augmentation(rows, columns)
 augmented.to_parquet(options.output)
 print(f"{len(rows)} rows became {len(augmented)}: {options.output}")

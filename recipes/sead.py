@@ -27,7 +27,7 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tinybert import GLUE, Augmentation, task_distillation
+from hf_tinybert import GLUE, MaskedWords, task_distillation
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, default="sst2")
@@ -62,7 +62,7 @@ if options.augment:
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     masked_lm = AutoModelForMaskedLM.from_pretrained(options.masked_lm).to(device)
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
-    augmentation = Augmentation(masked_lm, tokenizer, copies=options.augment, seed=options.seed)
+    augmentation = MaskedWords(masked_lm, tokenizer, copies=options.augment, seed=options.seed)
 results = task_distillation(
     task,
     data,

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tinybert import GLUE, TINYBERT4, Augmentation, WordVectors, task_distillation
+from hf_tinybert import GLUE, TINYBERT4, MaskedWords, WordVectors, task_distillation
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, required=True)
@@ -60,7 +60,7 @@ if options.augment:
     masked_lm = AutoModelForMaskedLM.from_pretrained(options.masked_lm)
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
-    augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
+    augmentation = MaskedWords(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
 student = dict(zip(TINYBERT4, options.size, strict=True))
 if options.embedding_size is not None:
     student["embedding_size"] = options.embedding_size

@@ -24,7 +24,7 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_tinybert import SQUAD, SQUAD_V2, TINYBERT4, Augmentation, WordVectors, read_squad, task_distillation
+from hf_tinybert import SQUAD, SQUAD_V2, TINYBERT4, MaskedWords, WordVectors, read_squad, task_distillation
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--version", choices=["1.1", "2.0"], default="2.0")
@@ -73,7 +73,7 @@ if options.augment:
     masked_lm = AutoModelForMaskedLM.from_pretrained(options.masked_lm).to(device)
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
-    augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
+    augmentation = MaskedWords(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
 intermediate = {
     "num_train_epochs": epochs[1],
     "learning_rate": options.intermediate_learning_rate,

@@ -28,7 +28,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hf_tinybert import (
     SQUAD_V2,
     TINYBERT6,
-    Augmentation,
+    MaskedWords,
     WordVectors,
     general_distillation,
     read_squad,
@@ -80,7 +80,7 @@ if options.augment:
     masked_lm = AutoModelForMaskedLM.from_pretrained(options.masked_lm).to(device)
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
-    augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
+    augmentation = MaskedWords(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
 prediction = {
     "teacher": options.large,
     "augmented": False,

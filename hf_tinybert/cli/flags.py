@@ -69,6 +69,8 @@ def augmentation_flags(copies: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("augmentation").add_argument
     add("--copies", type=int, default=copies, help=f"variants of each row (default: {copies}; TinyBERT: 20)")
+    methods = "what makes the variants: a masked language model (default), or random operations on words"
+    add("--augmentation", choices=["masked_words", "random_words"], default="masked_words", help=methods)
     masked_lm = "Hub id or folder of the masked language model that proposes words (default: bert-base-uncased)"
     add("--masked_lm", default="bert-base-uncased", help=masked_lm)
     add("--vectors", nargs="+", type=Path, help="word vectors: a text file of GloVe, or a .npy file and its words")

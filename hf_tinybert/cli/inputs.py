@@ -13,8 +13,7 @@ from ..models.loading import from_pretrained, load_tokenizer
 from ..pipelines.data import KINDS, load_task
 from ..pipelines.early_stopping import EarlyStopping
 from ..students import TINYBERT4
-from ..tasks import TASKS, Task
-from ..tasks.augmentation import Augmentation, WordVectors
+from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, WordVectors
 from ..training.arguments import DistillationArguments
 
 Options = argparse.Namespace
@@ -76,11 +75,14 @@ def student_of(options: Options) -> dict[str, float] | str:
 
 def augmentation_of(options: Options) -> Augmentation:
     """The augmentation, with its model on an accelerator if there is one."""
+    seed = getattr(options, "seed", 0)
+    if options.augmentation == "random_words":
+        return RandomWords(options.copies, seed=seed)
     model, tokenizer = from_pretrained(AutoModelForMaskedLM, options.masked_lm), load_tokenizer(options.masked_lm)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
-    return Augmentation(model, tokenizer, vectors, copies=options.copies, seed=getattr(options, "seed", 0))
+    return MaskedWords(model, tokenizer, vectors, copies=options.copies, seed=seed)
 
 
 def early_stopping_of(options: Options) -> EarlyStopping | None:

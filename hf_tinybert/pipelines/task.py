@@ -217,13 +217,11 @@ class _TaskRun:
 
     def augmented(self, augmentation: Augmentation, columns: Sequence[str]) -> TrainingData:
         """The training data with variants of its rows in these columns."""
-        masked_lm = ModelRecord.from_config(augmentation.model.config)
-        settings = {"masked_lm": masked_lm.name, "masked_lm_revision": masked_lm.revision, **augmentation.settings}
         variants = augmentation(self.data["train"], columns)
         with PartialState().main_process_first():
             tokenize = partial(self.task.tokenize, variants, self.training_data.tokenizer)
             rows = with_sound_caches(variants, tokenize)
-        return replace(self.training_data, rows=rows, augmentation=settings)
+        return replace(self.training_data, rows=rows, augmentation=augmentation.record)
 
     def distil(
         self, student: PreTrainedModel, teachers: Sequence[PreTrainedModel], augmented: TrainingData

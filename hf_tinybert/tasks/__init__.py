@@ -2,8 +2,10 @@
 
 from .augmentation import Augmentation
 from .base import ExampleScorer, Task
+from .masked_words import MaskedWords
 from .multiple_choice import SWAG, MultipleChoice
 from .question_answering import SQUAD, SQUAD_V2, QuestionAnswering, squad_scores
+from .random_words import RandomWords
 from .squad_format import read_squad
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
@@ -19,8 +21,10 @@ __all__ = [
     "TASKS",
     "Augmentation",
     "ExampleScorer",
+    "MaskedWords",
     "MultipleChoice",
     "QuestionAnswering",
+    "RandomWords",
     "Task",
     "TextClassification",
     "TokenClassification",

@@ -1,4 +1,4 @@
-"""Word vectors such as GloVe, for the words of which `Augmentation` finds the nearest ones."""
+"""Word vectors such as GloVe, for the words of which `MaskedWords` finds the nearest ones."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

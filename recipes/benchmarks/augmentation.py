@@ -1,4 +1,4 @@
-"""Sentences augmented in a second: `Augmentation` beside one masked-LM pass for each word, on the same machine.
+"""Sentences augmented in a second: `MaskedWords` beside one masked-LM pass for each word, on the same machine.
 
     python recipes/benchmarks/augmentation.py --task sst2 [--masked_lm bert-base-uncased] [--vectors glove.6B.50d.txt]
 
@@ -17,8 +17,8 @@ from time import perf_counter
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
-from hf_tinybert import GLUE, Augmentation, WordVectors
-from hf_tinybert.tasks.augmentation import WORD, replace_words, whole_words
+from hf_tinybert import GLUE, MaskedWords, WordVectors
+from hf_tinybert.tasks.masked_words import WORD, replace_words, whole_words
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--task", choices=GLUE, default="sst2")
@@ -40,7 +40,7 @@ model = model.to(device).eval()
 vectors = WordVectors.load(*options.vectors) if options.vectors else None
 task = GLUE[options.task]
 texts = task.load(options.data)["train"].select(range(options.sentences))[task.text[0]]
-augmentation = Augmentation(model, tokenizer, vectors, options.copies)
+augmentation = MaskedWords(model, tokenizer, vectors, options.copies)
 forbidden = torch.full((model.config.vocab_size,), -torch.inf, device=device)
 forbidden[whole_words(tokenizer)] = 0
 k = min(augmentation.k, len(whole_words(tokenizer)) - 1)
@@ -83,7 +83,7 @@ def seconds(function, texts: list[str]) -> tuple[float, list[list[str]]]:
 times: dict[str, list[float]] = {"word by word": [], "this package": []}
 for _ in range(options.rounds):
     # A new one each time, because it caches the neighbours of words.
-    augmentation = Augmentation(model, tokenizer, vectors, options.copies)
+    augmentation = MaskedWords(model, tokenizer, vectors, options.copies)
     taken, batched = seconds(augmentation.variants, texts)
     times["this package"].append(taken)
     taken, word_by_word = seconds(one_pass_a_word, texts)

@@ -216,8 +216,9 @@ def test_a_yaml_file_says_the_same_as_flags(folder, monkeypatch):
     assert (options["bf16"], options["push_to_hub"], options["seed"]) == (True, False, 7)
 
 
-def test_augment(folder, capsys):
-    assert run("augment", *DATA, "--masked_lm", "mlm", "--copies", 2, "--output", "more.parquet") == 0
+@pytest.mark.parametrize("method", [("--masked_lm", "mlm"), ("--augmentation", "random_words")])
+def test_augment(folder, capsys, method):
+    assert run("augment", *DATA, *method, "--copies", 2, "--output", "more.parquet") == 0
     more = Dataset.from_parquet("more.parquet")
     assert f"24 rows became {len(more)}" in capsys.readouterr().out
     assert len(more) > 24

@@ -28,13 +28,13 @@ from transformers import AutoConfig, BertForMaskedLM
 import hf_tinybert.pipelines.runs
 import hf_tinybert.pipelines.task
 import hf_tinybert.teachers.teacher
-from hf_tinybert import GLUE, Augmentation, HiddenLoss, task_distillation
+from hf_tinybert import GLUE, HiddenLoss, MaskedWords, task_distillation
 
 OUT = "out"
 LONGEST = 120.0  # seconds that one start may take
 # phase → what runs only then: an owner and the name of its function
 PHASES = {
-    "augmentation": (Augmentation, "__call__"),
+    "augmentation": (MaskedWords, "__call__"),
     "fine-tuning": (hf_tinybert.pipelines.task._TaskRun, "fine_tuned"),
     "create_student": (hf_tinybert.pipelines.task, "create_student"),
     "activation cache": (hf_tinybert.teachers.teacher, "cache_activations"),
@@ -59,7 +59,7 @@ def run(folder: Path):
         str(folder / "base"),
         folder / OUT,
         student=SIZE,
-        augmentation=Augmentation(masked_lm, tokenizer, copies=1, batch_tokens=64),
+        augmentation=MaskedWords(masked_lm, tokenizer, copies=1, batch_tokens=64),
         intermediate={"losses": [MappedState(), HiddenLoss()]},
         save_strategy="steps",
         save_steps=2,

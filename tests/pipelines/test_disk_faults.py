@@ -13,7 +13,7 @@ from short_runs import QUICK, SIZE
 from toy_runs import assert_same_weights, base, killed_at_step, save_classifier, save_encoder, sentences, texts  # noqa: F401
 from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
-from hf_tinybert import GLUE, Augmentation, general_distillation, task_distillation
+from hf_tinybert import GLUE, MaskedWords, general_distillation, task_distillation
 from hf_tinybert.activations import Activations
 from hf_tinybert.pipelines.runs import claim
 from hf_tinybert.teachers.activation_cache import cache_activations
@@ -39,10 +39,10 @@ def as_nobody(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder / "cache of nobody"
 
 
-def variants(folder: Path) -> Augmentation:
+def variants(folder: Path) -> MaskedWords:
     tokenizer = word_tokenizer(folder)
     masked_lm = build(BertForMaskedLM, bert_config(1, 16, vocab_size=len(tokenizer)))
-    return Augmentation(masked_lm, tokenizer, copies=1, batch_tokens=64)
+    return MaskedWords(masked_lm, tokenizer, copies=1, batch_tokens=64)
 
 
 @pytest.fixture

@@ -24,17 +24,17 @@ from toy_runs import (
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification
 
 import hf_tinybert.pipelines.task
-from hf_tinybert import GLUE, Augmentation, HiddenLoss, PredictionLoss, TaskLoss, task_distillation
+from hf_tinybert import GLUE, HiddenLoss, MaskedWords, PredictionLoss, TaskLoss, task_distillation
 from hf_tinybert.lineage import Lineage
 
 TASK = GLUE["sst2"]
 ONE_PHASE = {"student": SIZE, "init": "random", "intermediate": {"num_train_epochs": 0}, **QUICK}
 
 
-def augmentation(folder) -> Augmentation:
+def augmentation(folder) -> MaskedWords:
     tokenizer = word_tokenizer(folder)
     masked_lm = build(BertForMaskedLM, bert_config(1, 16, vocab_size=len(tokenizer)))
-    return Augmentation(masked_lm, tokenizer, copies=1, batch_tokens=64)
+    return MaskedWords(masked_lm, tokenizer, copies=1, batch_tokens=64)
 
 
 def load(folder):
@@ -225,7 +225,7 @@ def whole(tmp_path_factory):
 
 KILLS = {
     "in the fine-tuning": lambda run: killed_at_step(run, "teacher", 3),
-    "in the augmentation": lambda run: killed_in(run, Augmentation, "variants"),
+    "in the augmentation": lambda run: killed_in(run, MaskedWords, "variants"),
     "in the intermediate phase": lambda run: killed_at_step(run, "intermediate", 5),
     "in the prediction phase": lambda run: killed_at_step(run, "student", 4),
     "while saving": killed_while_saving,

@@ -12,8 +12,8 @@ from datasets import Dataset
 from tokenizers.normalizers import Lowercase
 from transformers import BertForMaskedLM, BertModel
 
-from hf_tinybert.tasks import Augmentation, WordVectors
-from hf_tinybert.tasks.augmentation import masked_candidates, replace_words, whole_words
+from hf_tinybert.tasks import MaskedWords, WordVectors
+from hf_tinybert.tasks.masked_words import masked_candidates, replace_words, whole_words
 
 TEXTS = ["The good film was not dull.", "a bright player", "very very bad book", "play", "", "zebra !"]
 
@@ -61,7 +61,7 @@ def test_whole_words_only(tokenizer):
 
 
 def test_which_words_are_replaced_and_by_what(masked_lm, tokenizer, vectors):
-    augmentation = Augmentation(masked_lm, tokenizer, vectors, k=3)
+    augmentation = MaskedWords(masked_lm, tokenizer, vectors, k=3)
     first, second, _, _, empty, unknown = augmentation.candidates(TEXTS)
     assert [TEXTS[0][slice(*span)] for span in first] == ["good", "film", "dull"]  # no stop words, no full stop
     assert all(set(names) <= set(WORDS) and len(names) == 3 for names in first.values())
@@ -69,7 +69,7 @@ def test_which_words_are_replaced_and_by_what(masked_lm, tokenizer, vectors):
     assert second[(9, 15)] == [vectors.words[i] for i in (-near).argsort() if i != 13][:3]
     assert empty == {}
     assert unknown == {(0, 5): []}  # neither a token nor a vector
-    assert Augmentation(masked_lm, tokenizer).candidates(["player"]) == [{}]
+    assert MaskedWords(masked_lm, tokenizer).candidates(["player"]) == [{}]
 
 
 def test_replacement_follows_the_probability_and_keeps_the_rest():
@@ -84,7 +84,7 @@ def test_replacement_follows_the_probability_and_keeps_the_rest():
 
 def test_rows_follow_their_original_with_its_label(masked_lm, tokenizer, vectors):
     rows = Dataset.from_dict({"sentence": TEXTS, "label": [0, 1, 0, 1, 0, 1], "idx": list(range(6))})
-    augmented = Augmentation(masked_lm, tokenizer, vectors, copies=4)(rows, ["sentence"])
+    augmented = MaskedWords(masked_lm, tokenizer, vectors, copies=4)(rows, ["sentence"])
     assert augmented.features == rows.features
     assert augmented["idx"] == sorted(augmented["idx"])
     for index, text in enumerate(TEXTS):
@@ -97,7 +97,7 @@ def test_rows_follow_their_original_with_its_label(masked_lm, tokenizer, vectors
 
 def test_of_a_pair_one_side_at_a_time(masked_lm, tokenizer):
     rows = Dataset.from_dict({"a": ["good film"], "b": ["bad book"]})
-    augmented = Augmentation(masked_lm, tokenizer, copies=6)(rows, ["a", "b"])
+    augmented = MaskedWords(masked_lm, tokenizer, copies=6)(rows, ["a", "b"])
     changed = [(row["a"] != "good film", row["b"] != "bad book") for row in augmented]
     assert changed[0] == (False, False)
     assert set(changed[1:]) == {(True, False), (False, True)}
@@ -105,7 +105,7 @@ def test_of_a_pair_one_side_at_a_time(masked_lm, tokenizer):
 
 def test_neither_batches_nor_order_nor_neighbours_matter(masked_lm, tokenizer, vectors):
     def variants(texts, **options):
-        augmentation = Augmentation(masked_lm, tokenizer, vectors, copies=5, **options)
+        augmentation = MaskedWords(masked_lm, tokenizer, vectors, copies=5, **options)
         return dict(zip(texts, augmentation.variants(texts), strict=True))
 
     together = variants(TEXTS)
@@ -117,11 +117,11 @@ def test_neither_batches_nor_order_nor_neighbours_matter(masked_lm, tokenizer, v
 def test_the_result_is_cached_on_disk(masked_lm, tokenizer, tmp_path, monkeypatch):
     Dataset.from_dict({"text": TEXTS}).to_parquet(tmp_path / "rows.parquet")
     rows = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
-    first = Augmentation(masked_lm, tokenizer, copies=3)(rows, ["text"])
+    first = MaskedWords(masked_lm, tokenizer, copies=3)(rows, ["text"])
     with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "variants", lambda *_: pytest.fail("computed again"))
-        assert Augmentation(masked_lm, tokenizer, copies=3)(rows, ["text"])["text"][:] == first["text"][:]
-    other = Augmentation(masked_lm, tokenizer, copies=3, seed=1)(rows, ["text"])
+        patch.setattr(MaskedWords, "variants", lambda *_: pytest.fail("computed again"))
+        assert MaskedWords(masked_lm, tokenizer, copies=3)(rows, ["text"])["text"][:] == first["text"][:]
+    other = MaskedWords(masked_lm, tokenizer, copies=3, seed=1)(rows, ["text"])
     assert other["text"][:] != first["text"][:]
 
 
@@ -131,7 +131,7 @@ def test_cached_results_are_named_by_all_that_they_depend_on(masked_lm, tokenize
         if not case:
             backend.backend_tokenizer.normalizer = Lowercase()
         vectors = WordVectors(list(words), np.array([[first, 0], [1, 1], [0, 1]]))
-        return json.dumps(Augmentation(masked_lm, backend, vectors, stop_words=stop_words).settings)
+        return json.dumps(MaskedWords(masked_lm, backend, vectors, stop_words=stop_words).settings)
 
     before = key()
     tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
@@ -142,8 +142,8 @@ def test_cached_results_are_named_by_all_that_they_depend_on(masked_lm, tokenize
 
 def test_what_cannot_work_is_refused(masked_lm, tokenizer):
     with pytest.raises(ValueError, match="no masked-LM head"):
-        Augmentation(BertModel(masked_lm.config), tokenizer)
+        MaskedWords(BertModel(masked_lm.config), tokenizer)
     with pytest.raises(ValueError, match="p=0"):
-        Augmentation(masked_lm, tokenizer, p=0)
+        MaskedWords(masked_lm, tokenizer, p=0)
     with pytest.raises(ValueError, match=r"no column \['sentence'\]"):
-        Augmentation(masked_lm, tokenizer)(Dataset.from_dict({"text": ["a"]}), ["sentence"])
+        MaskedWords(masked_lm, tokenizer)(Dataset.from_dict({"text": ["a"]}), ["sentence"])
