@@ -22,7 +22,7 @@ import transformers
 from conftest import bert_config, build, word_tokenizer
 from safetensors.torch import load_file
 from short_runs import QUICK, SIZE
-from toy_runs import MappedState, save_encoder, sentences
+from toy_runs import MappedState, save_encoder, sentences, use_own_locks
 from transformers import AutoConfig, BertForMaskedLM
 
 import hf_tinybert.pipelines.runs
@@ -111,6 +111,7 @@ class _Watched:
         self.process = fork.Process(target=self._run, args=(folder,))
 
     def _run(self, folder: Path) -> None:
+        use_own_locks()
         for index, (owner, name) in enumerate(PHASES.values()):
             setattr(owner, name, self._reporting(index, getattr(owner, name)))
         with (folder / "log").open("w") as log:

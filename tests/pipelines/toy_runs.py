@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import transformers
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
 from torch import nn
+from tqdm.std import tqdm
 from transformers import BertForSequenceClassification, BertModel, TrainerCallback
 
 from hf_tinybert import GLUE, DistillationLoss, PredictionLoss, TaskLoss
 from hf_tinybert.activations import token_mean
+from hf_tinybert.models.families import subclasses
 
 
 def save_encoder(folder):
@@ -128,8 +131,16 @@ def killed_while_saving(run) -> None:
     _killed(run, lambda: setattr(torch, "save", save_until_optimizer))
 
 
+def use_own_locks() -> None:
+    """In a forked process that may be killed: its bars must not hold the lock that those of the parent wait for."""
+    lock = threading.RLock()
+    for bar in (tqdm, *subclasses(tqdm)):
+        bar.set_lock(lock)
+
+
 def _killed(run, prepare) -> None:
     def target():
+        use_own_locks()
         prepare()
         run()
 
