@@ -157,7 +157,8 @@ def with_outlier(served, folder, scale: float) -> Path:
     shutil.copytree(served, folder)
     (folder / "model_int8.onnx").unlink()
     graph = onnx.load(folder / "model.onnx")
-    (table,) = [tensor for tensor in graph.graph.initializer if "word_embeddings" in tensor.name]
+    names = ("word_embeddings.weight", "decoder.weight")  # the second if the head shares the table
+    (table,) = [tensor for tensor in graph.graph.initializer if tensor.name.endswith(names)]
     values = onnx.numpy_helper.to_array(table).copy()
     values[7] *= scale
     table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
