@@ -148,7 +148,10 @@ def compute_loss(callback, model):
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))
 
 
-@pytest.mark.parametrize("act", [save, average, ask_for_states, evaluate, compute_loss])
+@pytest.mark.parametrize(
+    "act",
+    [save, evaluate, *(pytest.param(act, marks=pytest.mark.slow) for act in (average, ask_for_states, compute_loss))],
+)
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_callbacks_do_with_the_student_changes_no_step(tmp_path, student, teacher, act, compiled):
     run = {"max_steps": 3, "learning_rate": 0.01}
