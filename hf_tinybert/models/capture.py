@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ..activations import Activations, QueryKey
 from .architectures import Architecture, Attention, architecture_of
+from .forward import replaced_modules
 from .padding_free import RealTokens, check_padding_free, padding_free
 from .prediction_heads import prediction_head_of
 from .recording_hooks import RecordingHooks
@@ -103,7 +104,7 @@ class ActivationCapture:
     def enabled(self) -> Iterator[None]:
         """Return query, key and value in place of attention weights; at the end the model is as it was before."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_replaced(self._stand_ins))
+            stack.enter_context(replaced_modules(self._stand_ins))  # the same each time: compiled code knows them
             stack.enter_context(self._recording_hooks.in_place())
             if self.padding_free:
                 stack.enter_context(padding_free(self.model))
@@ -201,19 +202,6 @@ def _truncated(
     if final_norm := architecture.final_norm(model):
         stand_ins.append((*final_norm, nn.Identity()))
     return stand_ins
-
-
-@contextlib.contextmanager
-def _replaced(stand_ins: list[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
-    """The same modules stand in each time, as compiled code knows modules by identity."""
-    originals = [(parent, name, getattr(parent, name)) for parent, name, _ in stand_ins]
-    for parent, name, module in stand_ins:
-        setattr(parent, name, module)
-    try:
-        yield
-    finally:
-        for parent, name, module in originals:
-            setattr(parent, name, module)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Calling a model's forward: the inputs that it takes, and a moment in eval mode."""
+"""Calling a model's forward: the inputs that it takes, and moments in which the model is otherwise than it was."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -41,3 +41,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         finally:
             if wrapped is not None:
                 model.forward = wrapped
+
+
+@contextmanager
+def replaced_modules(stand_ins: Sequence[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
+    """Other modules stand in for parts of a model until the end.
+
+    Args:
+        stand_ins: For each part its parent, its name in the parent, and the module that stands in for it.
+    """
+    originals = [(parent, name, getattr(parent, name)) for parent, name, _ in stand_ins]
+    for parent, name, module in stand_ins:
+        setattr(parent, name, module)
+    try:
+        yield
+    finally:
+        for parent, name, module in originals:
+            setattr(parent, name, module)

@@ -19,6 +19,7 @@ from ..least_squares import (
     validated_ridge,
 )
 from ..models.architectures import architecture_of
+from ..models.forward import replaced_modules
 from ..models.prediction_heads import Choices, prediction_head_of
 from .calibration import CalibrationBatch, module_input
 from .fit_sublayer import ROUNDS
@@ -230,14 +231,8 @@ def _with_last_states(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
     places = [(base, next(name for name, child in base.named_children() if child is encoder), _LastStates(states))]
     if final_norm is not None and final_norm[0] is not encoder:
         places.append((*final_norm, nn.Identity()))
-    replaced = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
-    for parent, name, module in places:
-        setattr(parent, name, module)
-    try:
+    with replaced_modules(places):
         yield
-    finally:
-        for parent, name, module in replaced:
-            setattr(parent, name, module)
 
 
 def _module_inputs(
