@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Random combinations of the outputs that a penalty is chosen on, which takes less time than all outputs.
+COMBINATIONS = 64
 # The part of Σ‖x·prior‖² that an error has to fall by, for a gain to be more than the rounding of float32.
 ROUNDING = 1e-10
 # The smallest weight of a LayerNorm, relative to their root mean square, that a target is divided by.
@@ -51,15 +53,13 @@ class Moments:
         """The moments of x and the targets y − xW, for a linear map W, (inputs + 1, outputs)."""
         return Moments(self.inputs, self.cross - self.inputs @ weight)
 
-    def error(self, weight: Tensor, metric: Tensor | None = None) -> float:
-        """Σ‖y − xW‖² − Σ‖y‖² over the tokens.
+    def combined(self, combinations: Tensor) -> "Moments":
+        """The moments of x and the targets yR, for combinations R, (outputs, any number)."""
+        return Moments(self.inputs, self.cross @ combinations)
 
-        Args:
-            weight: W, (inputs + 1, outputs).
-            metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ; default the identity.
-        """
-        product = self.inputs @ weight - 2 * self.cross
-        return (weight * (product if metric is None else product @ metric)).sum().item()
+    def error(self, weight: Tensor) -> float:
+        """Σ‖y − xW‖² − Σ‖y‖² over the tokens, for a linear map W, (inputs + 1, outputs)."""
+        return (weight * (self.inputs @ weight - 2 * self.cross)).sum().item()
 
 
 def ridge(moments: Moments, penalty: float, has_bias: bool = True) -> Tensor:
@@ -81,7 +81,7 @@ def ridge(moments: Moments, penalty: float, has_bias: bool = True) -> Tensor:
 
 
 def validated_ridge(
-    fit: Moments, held_out: Moments, prior: Tensor, has_bias: bool = True, metric: Tensor | None = None
+    fit: Moments, held_out: Moments, prior: Tensor, has_bias: bool = True, readout: Tensor | None = None
 ) -> Tensor:
     """Ridge regression on all tokens towards a prior, with the penalty that serves held-out tokens best.
 
@@ -92,18 +92,20 @@ def validated_ridge(
         held_out: The moments of the held-out tokens.
         prior: The map that the penalty draws the solution to, (inputs + 1, outputs).
         has_bias: Whether the map has a bias. Without it the last row of the solution is that of the prior.
-        metric: M, (outputs, outputs), with ‖e‖² = eMeᵀ for the error of a held-out token; default the identity.
+        readout: R, (outputs, any number): the error of a held-out token is that of yR; default the identity.
 
     Returns:
         (inputs + 1, outputs): the solution, or `prior` itself if no penalty has a smaller error than it, rounding of
         float32 aside.
     """
-    signal = Moments(held_out.inputs).error(prior, metric)
-    fit, held_out = fit.less(prior), held_out.less(prior)
+    combinations = _random_combinations(prior, readout)
+    combined_prior = prior @ combinations
+    signal = Moments(held_out.inputs).error(combined_prior)
+    fit_part, held_out_part = (part.combined(combinations).less(combined_prior) for part in (fit, held_out))
 
     @cache
     def error(index: int) -> float:
-        return held_out.error(ridge(fit, PENALTIES[index], has_bias), metric)
+        return held_out_part.error(ridge(fit_part, PENALTIES[index], has_bias))
 
     best = len(PENALTIES) // 2
     for step in (-1, 1):
@@ -111,7 +113,16 @@ def validated_ridge(
             best += step
     if error(best) >= -ROUNDING * signal:
         return prior
-    return prior + ridge(fit + held_out, PENALTIES[best], has_bias)
+    return prior + ridge((fit + held_out).less(prior), PENALTIES[best], has_bias)
+
+
+def _random_combinations(prior: Tensor, readout: Tensor | None) -> Tensor:
+    """R, (outputs, at most `COMBINATIONS`), so that E‖eR‖² is proportional to ‖e‖², or to ‖e·readout‖²."""
+    readout = torch.eye(prior.shape[1]).to(prior) if readout is None else readout
+    if readout.shape[1] <= COMBINATIONS:
+        return readout
+    generator = torch.Generator().manual_seed(0)
+    return readout @ torch.randn(readout.shape[1], COMBINATIONS, generator=generator, dtype=prior.dtype).to(prior)
 
 
 def principal_basis(second_moment: Tensor, width: int) -> Tensor:

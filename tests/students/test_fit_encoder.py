@@ -24,7 +24,7 @@ def blocks(model):
 
 def entering(states, mask):
     batch = CalibrationBatch({"attention_mask": mask}, torch.zeros(len(mask), dtype=torch.bool))
-    stored = CalibrationStates.allocate([batch], states.shape[-1], states.shape[-1])
+    stored = CalibrationStates.allocate([batch], states.shape[-1], states.shape[-1], 2)
     stored.teacher[0] = stored.student[0] = states[batch.mask]
     return stored
 
