@@ -41,11 +41,10 @@ def test_moments_measure_the_weighted_squared_error():
     moments = Moments()
     moments.add(x[:20], y[:20], token_weight[:20])
     moments.add(x[20:], y[20:], token_weight[20:])
-    residual, metric = y - torch.cat([x, torch.ones(50, 1)], 1) @ weight, normal(3, 3)
-    metric = metric @ metric.T
-    for matrix, argument in ((torch.eye(3, dtype=torch.float64), None), (metric, metric)):
-        naive = (token_weight * (residual @ matrix * residual - y @ matrix * y)).sum()
-        assert moments.error(weight, argument) == pytest.approx(naive.item(), rel=1e-10)
+    residual, combinations = y - torch.cat([x, torch.ones(50, 1)], 1) @ weight, normal(3, 2)
+    for part, matrix in ((moments, torch.eye(3).double()), (moments.combined(combinations), combinations)):
+        naive = (token_weight * ((residual @ matrix).square() - (y @ matrix).square())).sum()
+        assert part.error(weight @ matrix) == pytest.approx(naive.item(), rel=1e-10)
     left = moments.less(weight)
     torch.testing.assert_close(left.cross, torch.cat([x, torch.ones(50, 1)], 1).T @ (token_weight * residual))
 
@@ -79,6 +78,19 @@ def test_validated_ridge_keeps_a_prior_that_nothing_beats_and_finds_a_better_one
     assert any(
         torch.allclose(better, towards(wrong, fit + held_out, penalty)) for penalty in PENALTIES
     )  # on all tokens
+
+
+def test_random_combinations_of_many_outputs_choose_the_penalty_of_all():
+    x, prior, readout = normal(90, 30), torch.zeros(31, 200).double(), normal(200, 150)
+    y = torch.cat([x, torch.ones(90, 1)], 1) @ (0.3 * normal(31, 200)) + 3 * normal(90, 200)
+    fit, held_out = Moments(), Moments()
+    fit.add(x[:60], y[:60])
+    held_out.add(x[60:], y[60:])
+    for matrix in (None, readout):
+        combined = [part if matrix is None else part.combined(matrix) for part in (fit, held_out)]
+        best = min(PENALTIES, key=lambda penalty: combined[1].error(ridge(combined[0], penalty)))
+        chosen = validated_ridge(fit, held_out, prior, readout=matrix)
+        torch.testing.assert_close(chosen, ridge(fit + held_out, best))
 
 
 def test_validated_ridge_does_not_fit_noise():

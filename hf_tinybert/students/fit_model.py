@@ -24,7 +24,7 @@ def fit_model(
     """Fit every weight of the student that follows from the teacher.
 
     The student's hidden states approximate Pᵀh of the teacher's hidden states h, with P (D, D') the basis of the
-    survey. The teacher runs once on the calibration data, and once more on some of it for P.
+    survey. The teacher runs once on the calibration data, and twice more on some of it for P.
 
     Args:
         student: The student, in float32 and eval mode; it is changed.

@@ -18,7 +18,7 @@ from .states import CalibrationStates, padded
 # Principal components need fewer tokens than regressions.
 SURVEY_TOKENS = 1024
 # The largest number of positions that gradients are computed for at once, which bounds their memory.
-GRADIENT_POSITIONS = 1024
+GRADIENT_POSITIONS = 512
 # The weight of the directions that the output depends on, relative to those that the states have.
 GRADIENT_WEIGHT = 10.0
 
