@@ -3,7 +3,7 @@
     python recipes/start_scores.py --teacher folder --task sst2 [--data folder] [--rows 600] [--sizes 4/312/1200/12]
 
 A size is layers/hidden size/feed-forward units/attention heads. The calibration rows are the last ones of the shuffled
-training rows. Results are added to `--output`, with the teacher's score as the first row of a teacher.
+training rows. The size `teacher` scores the teacher. Results are added to `--output`.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def record(model, **facts) -> None:
     print(row, flush=True)
 
 
-logged = json.loads(options.output.read_text()) if options.output.exists() else []
-if not any(row["teacher"] == Path(options.teacher).name for row in logged):
-    record(teacher)
 for size in options.sizes:
+    if size == "teacher":
+        record(teacher)
+        continue
     start, cpu = perf_counter(), process_time()
     student = create_student(
         teacher, *map(int, size.split("/")), calibration_dataset=calibration, processing_class=tokenizer
