@@ -71,4 +71,4 @@ def test_heads_and_units_come_from_all_layers_that_become_one():
     hidden = entering(teacher(input_ids=ids, output_hidden_states=True).hidden_states[0], mask)
     fit_encoder(blocks(student), blocks(teacher), [2], torch.eye(24, dtype=torch.float64), hidden)
     error, size = (hidden.student[0] - hidden.teacher[0]).square().mean(), hidden.teacher[0].square().mean()
-    assert error < 1e-3 * size
+    assert error < 0.03 * size

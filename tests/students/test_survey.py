@@ -48,7 +48,7 @@ def test_with_large_weight_the_basis_holds_what_the_output_depends_on(monkeypatc
         monkeypatch.setattr("hf_tinybert.students.survey.GRADIENT_WEIGHT", weight)
         basis, _ = surveyed(name, 12)
         errors.append((classifier - classifier @ basis @ basis.T).norm() / classifier.norm())
-    assert errors[1] < 0.2 * errors[0]
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_before_a_norm_the_basis_holds_nothing_that_the_norm_removes(monkeypatch):
