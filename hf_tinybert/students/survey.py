@@ -55,7 +55,7 @@ def survey(
 
     The basis are the principal components of the teacher's hidden states h and of the gradients g of its outputs with
     respect to them: the leading eigenvectors of Σ hhᵀ / Σ‖h‖² + `GRADIENT_WEIGHT` · Σ ggᵀ / Σ‖g‖². Directions that
-    move a prediction much are thus kept even if the states differ little in them.
+    move a prediction much are thus kept even if the states differ little in them. Language models have no gradients.
 
     Args:
         model: The teacher.
@@ -73,12 +73,14 @@ def survey(
     heads = None if size.num_heads is None else list(range(all_heads))
     if width == size.width and not chooses_heads:
         return torch.eye(width, dtype=torch.float64, device=states.teacher[0].device), heads
+    # Logits over a vocabulary are never computed here, and depend on all directions.
+    weighs_outputs = width != size.width and model.get_output_embeddings() is None
     moment, gradient_moment = 0.0, 0.0
     energy = torch.zeros(all_heads, dtype=torch.float64, device=states.teacher[0].device)
     for i in survey_batches(states):
         mask, hidden = states.batches[i].mask, states.teacher[i]
         moment = moment + _second_moment(hidden, teacher[0].attention)
-        if width != size.width:
+        if weighs_outputs:
             gradient_moment = gradient_moment + _gradient_moment(model, teacher, states.batches[i], hidden)
         for block in teacher:
             context = block.attention.context(padded(block.attention.read(hidden), mask), mask)[mask]
@@ -88,7 +90,7 @@ def survey(
             progress()
     if chooses_heads:
         heads = largest_heads(energy, size.num_heads)
-    if width != size.width:
+    if weighs_outputs:
         moment = moment / moment.trace() + GRADIENT_WEIGHT * gradient_moment / gradient_moment.trace().clamp(min=1e-30)
     return _basis(moment, size.width, centred=teacher[0].attention.norm_first), heads
 
