@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from ..evaluation.measurement import Measurement, distinct_metrics
@@ -28,21 +29,29 @@ from .inputs import (
     augmentation_of,
     early_stopping_of,
     fine_tuned_model,
+    first_teacher,
     head_labels,
     student_of,
     task_and_data,
     trainer_arguments,
+    transfer_of,
 )
 from .terminal import Outcome, to_duration, to_table
 
-MODELS = {"teacher": "teacher", "student": "student, best epoch", "student_last": "student, last epoch"}
+MODELS = {
+    "teacher": "teacher",
+    "student": "student, best epoch",
+    "student_last": "student, last epoch",
+    "baseline": "student, labels alone",
+}
 
 
 def distill(options: Options) -> Outcome:
     """Distil a teacher into a student: fine-tune the teacher if it has no prediction head for the task, initialise the
-    student from it, then distil its layers and its predictions. Prints the scores and the folder of the student."""
+    student from it, then train it on the teacher's answers for the rows, the transfer rows and variants of both, and on
+    the labels. Prints the scores and the folder of the student."""
     start = perf_counter()
-    task, data = task_and_data(options, head_labels(options, options.teacher[0]))
+    task, data = task_and_data(options, head_labels(options, first_teacher(options)))
     arguments = trainer_arguments(options)
     output_dir = arguments.pop("output_dir")
     results = task_distillation(
@@ -53,11 +62,14 @@ def distill(options: Options) -> Outcome:
         student=student_of(options),
         init=options.init,
         calibration_rows=options.calibration_rows,
-        augmentation=augmentation_of(options) if options.copies else None,
+        transfer=transfer_of(options, task),
+        augmentation=augmentation_of(options),
         fine_tuning=phase_arguments(options.fine_tuning),
-        intermediate=phase_arguments(options.intermediate),
+        intermediate=None if options.intermediate is None else phase_arguments(options.intermediate),
         prediction=phase_arguments(options.prediction),
+        labels=phase_arguments(options.labels),
         early_stopping=early_stopping_of(options),
+        compare=options.compare,
         **arguments,
     )
     phases = ", ".join(
@@ -73,12 +85,12 @@ def distill(options: Options) -> Outcome:
 
 def _score_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A row for each model and validation split."""
-    splits = results["teacher"]
+    splits = results["student"]
     names = [name for name in next(iter(splits.values())) if name != "score" or len(next(iter(splits.values()))) > 2]
     rows = [["", *(["split"] if len(splits) > 1 else []), "parameters", "MB", *names]]
     for key, model in MODELS.items():
-        size = key.removesuffix("_last")
-        for split, scores in results[key].items():
+        size = "teacher" if key == "teacher" else "student"
+        for split, scores in results.get(key, {}).items():
             place = [split] if len(splits) > 1 else []
             sizes = [f"{results['parameters'][size] / 1e6:.1f} M", f"{results['megabytes'][size]:.1f}"]
             rows.append([model, *place, *sizes, *(f"{scores[name]:.4f}" for name in names)])
@@ -89,11 +101,12 @@ def doctor(options: Options) -> Outcome:
     """Check a distillation before any training and print a table of what works and what to change. The exit code is 1
     if something cannot work."""
     try:
-        labels = head_labels(options, options.teacher[0])
+        labels = head_labels(options, first_teacher(options))
     except (ValueError, OSError):
         labels = None  # the check of the teacher says what is wrong
     try:
         task, data = task_and_data(options, labels)
+        data = data or DatasetDict(train=transfer_of(options, task))
     except (ValueError, OSError) as error:
         checks = [Check("data", False, str(error))]
     else:

@@ -1,7 +1,8 @@
 """Classification, regression and multi-label classification of sentences and pairs; the nine tasks of GLUE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -9,10 +10,13 @@ import evaluate
 import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
+from ..models.loading import load_config
+from ..teachers.teacher import TEACHER_LOGITS
 from .base import Task, as_class_labels, check_label_ids, select_columns
 from .column_checks import check_column, check_scores
 from .labels import align_labels, as_class_label_lists
 from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
+from .teacher_agreement import TeacherAgreement
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -75,12 +79,12 @@ class TextClassification(Task):
         task = cls("task", tuple(text), validation=(validation,), max_length=max_length)
         feature = data["train"].features["label"]
         if isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
-            task = replace(task, metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
+            task = task.as_regression()
         else:
             lists = isinstance(feature, datasets.List | datasets.LargeList)
             if lists:
                 data = as_class_label_lists(data, "label")
-                task = replace(task, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
+                task = task.as_multi_label()
             elif not isinstance(feature, datasets.ClassLabel):
                 data = as_class_labels(data, "label")
             data = data if labels is None else align_labels(data, "label", labels)
@@ -88,6 +92,45 @@ class TextClassification(Task):
             task = replace(task, labels=tuple((feature.feature if lists else feature).names))
         task.check(data)
         return task, data
+
+    @classmethod
+    def from_teacher(
+        cls,
+        name_or_path: str | Path,
+        text: Sequence[str] = ("text",),
+        max_length: int | None = None,
+        name: str = "transfer",
+    ) -> "TextClassification":
+        """The task of a trained prediction head, for text without labels.
+
+        Args:
+            name_or_path: The Hub id or folder of the model.
+            text: The one or two columns of text.
+            max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
+            name: The name of the task.
+
+        Raises:
+            ValueError: If the model has no head for text classification or regression.
+        """
+        labels = cls.head_labels(name_or_path)
+        if labels is None:
+            raise ValueError(
+                f"'{name_or_path}' has no prediction head for text classification: without labels, pass a teacher "
+                "that is fine-tuned."
+            )
+        task = cls(name, tuple(text), labels, max_length=max_length)
+        if len(labels) == 1:
+            return task.as_regression()
+        multi_label = load_config(name_or_path).problem_type == "multi_label_classification"
+        return task.as_multi_label() if multi_label else task
+
+    def as_regression(self) -> "TextClassification":
+        """The task with real numbers as labels, which correlations score."""
+        return replace(self, labels=(), metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
+
+    def as_multi_label(self) -> "TextClassification":
+        """The task with any number of labels a row, which micro-F1 scores."""
+        return replace(self, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
 
     @property
     def regression(self) -> bool:
@@ -117,7 +160,7 @@ class TextClassification(Task):
                 check_label_ids(rows, "label", self.labels, f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens and `labels`, truncated to `max_length`, unpadded. `datasets` caches them."""
+        """Tokens and, if the rows have them, `labels`; truncated to `max_length`, unpadded. `datasets` caches them."""
 
         def label(value):
             if self.multi_label:
@@ -126,9 +169,15 @@ class TextClassification(Task):
 
         def encode(batch):
             encoded = tokenizer(*(batch[name] for name in self.text), truncation=True, max_length=self.max_length)
-            return {**encoded, "labels": [label(value) for value in batch["label"]]}
+            return {**encoded, "labels": [label(value) for value in batch["label"]]} if "label" in batch else encoded
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
+
+    def answers(self, logits: np.ndarray) -> list:
+        """What logits (N, C) answer, as the column `label` holds it: a class, a list of labels, or a score."""
+        if self.multi_label:
+            return [np.flatnonzero(row > 0).tolist() for row in logits]
+        return (logits[:, 0] if self.regression else logits.argmax(1)).tolist()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -144,6 +193,12 @@ class TextClassification(Task):
         task = super().select_by(*metrics)
         added = tuple(metric for metric in METRICS if metric.name in metrics and metric not in self.metrics)
         return replace(task, metrics=(*self.metrics, *added))
+
+    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
+        """`compute_metrics`; of rows with a column `teacher_logits`, which have no labels, `TeacherAgreement`."""
+        if TEACHER_LOGITS in rows.column_names:
+            return TeacherAgreement(np.asarray(rows[TEACHER_LOGITS][:]), self.multi_label)
+        return self.compute_metrics
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Every metric, and `score`, which selects the model. Several labels are predicted above a logit of 0."""

@@ -1,0 +1,130 @@
+"""The work of a task distillation: teachers fine-tuned, the student made, its phases trained, the models scored."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerState, set_seed
+from transformers.utils import logging
+
+from ..lineage import Lineage, ModelRecord
+from ..losses import TaskLoss
+from ..students import create_student
+from ..training.arguments import DistillationArguments
+from .phase import Phase
+from .runs import TrainingData, has_begun, load_saved, train_once
+from .scoring import evaluate_task
+from .task_phases import TaskPhases
+from .task_rows import TaskRows
+
+logger = logging.get_logger(__name__)
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass
+class TaskRun:
+    """The run of `task_distillation`.
+
+    Args:
+        rows: Its rows.
+        phases: Its trainings.
+        states: Training → the states of its trainings, in the order in which they ran.
+        trained_rows: The number of rows of the phase that trained the student on most.
+    """
+
+    rows: TaskRows
+    phases: TaskPhases
+    states: dict[str, list[TrainerState]] = field(default_factory=dict)
+    trained_rows: int = 0
+
+    def fine_tuned(self, names: Sequence[str | Path], phase: Phase) -> list[PreTrainedModel]:
+        """The models of these names; those without a prediction head for the task are fine-tuned."""
+        task, models, self.states[phase.name] = self.rows.task, [], []
+        for number, name in enumerate(names, start=1):
+            set_seed(phase.seed)
+            model, untrained = task.load_model(name)
+            if untrained:
+                logger.info(f"'{name}' has no prediction head for {task.name}: it is fine-tuned first.")
+                Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
+                folder = phase.folder if number == 1 else phase.folder.with_name(f"{phase.folder.name}_{number}")
+                model, state = train_once(model, replace(phase, folder=folder), self.rows.labelled())
+                self.states[phase.name].append(state)
+            models.append(model)
+        return models
+
+    def score(self, model: PreTrainedModel) -> Scores:
+        """The metrics of a model on each validation split, with the arguments of the last phase."""
+        rows, last = self.rows, self.phases.last
+        args = DistillationArguments(str(last.folder.parent), **last.arguments)
+        return evaluate_task(model, rows.task, rows.data, rows.tokenizer, args)
+
+    def student(
+        self,
+        student: Mapping[str, Any] | str | Path,
+        init: str,
+        calibration_rows: int,
+        teachers: Sequence[PreTrainedModel],
+    ) -> PreTrainedModel:
+        """The student before it is trained."""
+        phases = self.phases
+        set_seed(phases.last.seed)
+        if not isinstance(student, Mapping):
+            return self.rows.task.load_model(student)[0]
+        needed = not has_begun(*phases.distilling) or (phases.baseline is not None and not has_begun(phases.baseline))
+        plain = self.rows.plain()
+        plain = plain.select(range(min(calibration_rows, len(plain))))
+        if init == "teacher" and needed:
+            logger.info(f"Initialising the student from the teacher on {len(plain)} rows.")
+        return create_student(
+            teachers[0],
+            **{"dropout": 0.0, **student},
+            init=init if needed else "random",  # a checkpoint replaces every weight anyway
+            calibration_dataset=self.rows.tokens(plain),
+            processing_class=self.rows.tokenizer,
+        )
+
+    def distil(self, student: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> PreTrainedModel:
+        """The student after all phases."""
+        for phase in self.phases.distilling:
+            models = self._teachers_of(phase) or teachers
+            data = self.rows.for_phase(phase, models)
+            self.trained_rows = max(self.trained_rows, len(data.rows))
+            student = self._trained(student, phase, data, models)
+        return student
+
+    def baseline(self, start: PreTrainedModel) -> PreTrainedModel:
+        """A copy of the student before it is trained, after training on the labels alone."""
+        return self._trained(copy.deepcopy(start), self.phases.baseline, self.rows.labelled(), ())
+
+    def _trained(
+        self, model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
+    ) -> PreTrainedModel:
+        if all(type(loss) is TaskLoss for loss in phase.losses):
+            phase = replace(phase, losses=())  # the label loss alone is trained as Trainer does without a teacher
+        model, state = train_once(model, phase, data, teachers)
+        self.states[phase.name] = [state]
+        return model
+
+    def _teachers_of(self, phase: Phase) -> list[PreTrainedModel]:
+        """The teachers of a phase alone, fine-tuned if need be."""
+        if not phase.teachers:
+            return []
+        name = f"fine_tuning_{phase.name}"
+        folder = self.phases.fine_tuning.folder.with_name(f"teacher_{phase.name}")
+        return self.fine_tuned(phase.teachers, replace(self.phases.fine_tuning, name=name, folder=folder))
+
+    def student_scores(self, student: PreTrainedModel) -> dict[str, Scores]:
+        """The metrics of the best and of the last epoch."""
+        last = self.phases.last.folder.with_name("student_last")
+        return {"student": self.score(student), "student_last": self.score(load_saved(type(student), last))}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each training that ran."""
+        return {
+            name: sum(state.log_history[-1]["train_runtime"] for state in states)
+            for name, states in self.states.items()
+            if states
+        }
