@@ -16,7 +16,7 @@ from time import process_time
 import datasets
 import torch
 
-from hf_tinybert import GLUE, task_distillation
+from hf_tinybert import GLUE, TINYBERT4, task_distillation
 from hf_tinybert.pipelines.data import hold_out, load_task
 
 NONE = {"num_train_epochs": 0}
@@ -67,7 +67,7 @@ labelled = options.labelled or len(order)
 others = order[labelled : None if options.transfer is None else labelled + options.transfer]
 transfer = data["train"].select(others).select_columns([*task.text]) if others else None
 data["train"] = data["train"].select(order[:labelled])
-size = dict(zip(["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"], options.size))
+size = dict(zip(TINYBERT4, options.size, strict=True))
 for method in options.methods:
     for seed in options.seeds:
         chosen = dict(METHODS[method])

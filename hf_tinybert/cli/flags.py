@@ -75,12 +75,8 @@ def transfer_flags() -> argparse.ArgumentParser:
     """Rows without labels."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("transfer data").add_argument
-    files = (
-        "rows without labels, which the teacher labels: a text file of one text a line, a file, folder or Hub id as "
-    )
-    soft = (
-        "--data; a column teacher_probabilities or teacher_logits is read instead; without --data no row has a label"
-    )
+    files = "rows without labels, which the teacher labels: a text file of one text a line, or what --data takes"
+    soft = "; soft labels in a column teacher_probabilities or teacher_logits are read instead"
     add("--transfer", metavar="SOURCE", help=files + soft)
     add("--transfer_rows", type=int, metavar="N", help="number of transfer rows, drawn with seed 0 (default: all)")
     return parser

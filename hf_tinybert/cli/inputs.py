@@ -14,7 +14,7 @@ from ..pipelines.data import KINDS, TEXTS, load_task
 from ..pipelines.early_stopping import EarlyStopping
 from ..pipelines.transfer_files import load_transfer
 from ..students import TINYBERT4
-from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, TextClassification, WordVectors
+from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, UnlabelledText, WordVectors
 from ..training.arguments import DistillationArguments
 
 Options = argparse.Namespace
@@ -48,7 +48,7 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
     elif getattr(options, "transfer", None) and options.teacher:
         text = options.text or TEXTS["text"]
         task, data = (
-            TextClassification.from_teacher(options.teacher[0], text, options.max_length),
+            UnlabelledText.from_teacher(options.teacher[0], text, options.max_length),
             datasets.DatasetDict(),
         )
     else:

@@ -48,8 +48,8 @@ MODELS = {
 
 def distill(options: Options) -> Outcome:
     """Distil a teacher into a student: fine-tune the teacher if it has no prediction head for the task, initialise the
-    student from it, then train it on the teacher's answers for the rows, the transfer rows and variants of both, and on
-    the labels. Prints the scores and the folder of the student."""
+    student from it, then train it on the teacher's answers for the rows, the transfer rows and variants of both, and
+    on the labels. Prints the scores and the folder of the student."""
     start = perf_counter()
     task, data = task_and_data(options, head_labels(options, first_teacher(options)))
     arguments = trainer_arguments(options)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from ..tasks import RandomWords
+
 MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
 DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
@@ -43,3 +45,7 @@ class Recipe:
             max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),
             max(FEWEST_LABEL_EPOCHS, min(MOST_EPOCHS, math.ceil(LABELLED_READS / labelled))) if labelled else 0,
         )
+
+    def augmentation(self, seed: int) -> RandomWords | None:
+        """What makes the variants; None without any."""
+        return RandomWords(self.copies, seed=seed) if self.copies else None

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..models.loading import load_tokenizer
 from ..students import TINYBERT4
-from ..tasks import Augmentation, RandomWords, Task, TextClassification
+from ..tasks import Augmentation, Task, TextClassification, UnlabelledText
 from ..tasks.transfer import TransferData
 from .early_stopping import EarlyStopping
 from .phase import model_names
@@ -18,7 +17,7 @@ from .recipe import Recipe
 from .runs import claim, read_results, write_results
 from .task_phases import PhaseArguments, TaskPhases
 from .task_rows import TaskRows
-from .task_run import Scores, TaskRun
+from .task_run import TaskRun
 from .transfer_files import on_disk
 
 logger = logging.get_logger(__name__)
@@ -60,7 +59,7 @@ def task_distillation(
     split either, a tenth of them is held out, and the score is the agreement with the teacher (`TeacherAgreement`).
 
     Args:
-        task: The task; for text without labels `TextClassification.from_teacher(teacher)`.
+        task: The task; for text without labels `UnlabelledText.from_teacher(teacher)`.
         data: Its training and validation splits; None for no labels.
         teacher: A Hub id or folder, or a list of them; None if another model has labelled the transfer rows.
         output_dir: The folder of the run.
@@ -103,17 +102,16 @@ def task_distillation(
     """
     data, teachers, output_dir = datasets.DatasetDict(data or {}), model_names(teacher), Path(output_dir)
     _check(task, data, teachers, student, transfer, compare)
-    unlabelled = None
-    if transfer is not None:
-        unlabelled = TransferData.build(on_disk(transfer, output_dir / "transfer"), task, data)
-        logger.info(f"{unlabelled}.")
+    if task.validation[0] not in data:
+        task = UnlabelledText.from_task(task)
+    unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
     labelled, can_augment = len(data.get("train", ())), isinstance(task, TextClassification) and bool(teachers)
     recipe = Recipe.for_rows(labelled, len(unlabelled.rows) if unlabelled else 0, can_augment)
     if augmentation == "auto":
-        augmentation = RandomWords(recipe.copies, seed=arguments.get("seed", 0)) if recipe.copies else None
+        augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     chosen = PhaseArguments(arguments, fine_tuning or {}, intermediate, prediction or {}, labels or {}, early_stopping)
-    phases = TaskPhases.build(task, output_dir, chosen, recipe, bool(labelled), compare == "labels")
+    phases = TaskPhases.build(task, output_dir, chosen, recipe, bool(labelled), bool(teachers), compare == "labels")
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) != 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -131,20 +129,7 @@ def task_distillation(
 
     tokenizer = load_tokenizer(teachers[0] if teachers else student)
     rows = TaskRows(task, data, tokenizer, unlabelled, augmentation, augmented)
-    run = TaskRun(rows, phases)
-    models = run.fine_tuned(teachers, phases.fine_tuning)
-    if task.validation[0] not in data:
-        run.rows = rows.with_validation(models, phases.last)
-    results = _teacher_scores([run.score(model) for model in models])
-    start = run.student(student, init, calibration_rows, models)
-    if phases.baseline is not None:
-        results["baseline"] = run.score(run.baseline(start))
-        _warn_of_headroom(results, task.validation[0])
-    model = run.distil(start, models)
-    results |= run.student_scores(model) | _sizes({"teacher": models[0]} if models else {}, model)
-    results |= {"rows": run.trained_rows, "seconds": run.seconds}
-    if unlabelled:
-        results["transfer"] = unlabelled.counts
+    results = TaskRun(rows, phases).results(teachers, student, init, calibration_rows)
     write_results(output_dir, results)
     return results
 
@@ -181,31 +166,21 @@ def _check(
                 "A student of these sizes needs a teacher: pass one, or a student by its Hub id or folder."
             )
         if transfer is None:
-            raise ValueError("There is no teacher: pass one, or transfer data with soft labels.")
+            raise ValueError("There is no teacher: pass one, or transfer rows with soft labels.")
+
+
+def _transfer_data(
+    transfer: Transfer | None, task: Task, data: datasets.DatasetDict, folder: Path, has_teacher: bool
+) -> TransferData | None:
+    if transfer is None:
+        return None
+    prepared = TransferData.build(on_disk(transfer, folder), task, data)
+    if not (has_teacher or prepared.has_logits):
+        raise ValueError("There is no teacher: pass one, or give the transfer rows a column teacher_probabilities.")
+    logger.info(f"{prepared}.")
+    return prepared
 
 
 def _ends(rows: datasets.Dataset) -> list[Any]:
     """What `settings.json` records of rows: their number, the first one and the last one."""
     return [len(rows), rows[0], rows[-1]]
-
-
-def _teacher_scores(scores: Sequence[Scores]) -> dict[str, Any]:
-    first = {"teacher": scores[0]} if scores else {}
-    return first | ({"teachers": scores} if len(scores) > 1 else {})
-
-
-def _warn_of_headroom(results: Mapping[str, Scores], split: str) -> None:
-    teacher, baseline = (results[name][split]["score"] for name in ("teacher", "baseline"))
-    if baseline >= teacher:
-        logger.warning(
-            f"The student that learned the labels alone scores {baseline:.4f}, its teacher {teacher:.4f}: this "
-            "teacher has nothing to add on these rows. Use a better one, or transfer rows."
-        )
-
-
-def _sizes(teacher: Mapping[str, PreTrainedModel], student: PreTrainedModel) -> dict[str, dict[str, float]]:
-    models = {**teacher, "student": student}
-    return {
-        "parameters": {name: model.num_parameters() for name, model in models.items()},
-        "megabytes": {name: round(model.get_memory_footprint() / 1e6, 1) for name, model in models.items()},
-    }

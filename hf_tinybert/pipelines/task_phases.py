@@ -52,7 +52,14 @@ class TaskPhases:
 
     @classmethod
     def build(
-        cls, task: Task, folder: Path, chosen: PhaseArguments, recipe: Recipe, has_labels: bool, compares: bool
+        cls,
+        task: Task,
+        folder: Path,
+        chosen: PhaseArguments,
+        recipe: Recipe,
+        has_labels: bool,
+        has_teacher: bool,
+        compares: bool,
     ) -> "TaskPhases":
         """The trainings of the user's arguments, over the defaults.
 
@@ -62,6 +69,7 @@ class TaskPhases:
             chosen: The user's arguments.
             recipe: The defaults that depend on the number of rows.
             has_labels: Whether there are rows with labels.
+            has_teacher: Whether there is a teacher.
             compares: Whether a second student is trained on the labels alone.
 
         Raises:
@@ -71,39 +79,30 @@ class TaskPhases:
             raise ValueError("losses belong to a phase: pass intermediate={'losses': [...]} or prediction={...}.")
         hub = {name: value for name, value in chosen.shared.items() if name.startswith(HUB)}
         shared = {name: value for name, value in chosen.shared.items() if name not in hub}
-        defaults = {
-            "intermediate": INTERMEDIATE,
-            "prediction": PREDICTION | {"num_train_epochs": recipe.prediction_epochs},
-            "labels": LABELS | {"num_train_epochs": recipe.labels_epochs},
-        }
-        passed = {"prediction": chosen.prediction}
+        common, label_epochs = {**task.evaluation_arguments, **shared}, {"num_train_epochs": recipe.labels_epochs}
+        arguments: dict[str, dict[str, Any]] = {}
         if chosen.intermediate is not None:
-            passed = {"intermediate": chosen.intermediate, **passed}
+            arguments["intermediate"] = {**INTERMEDIATE, **common, **chosen.intermediate}
+        prediction = PREDICTION | {"num_train_epochs": recipe.prediction_epochs}
+        arguments["prediction"] = {**prediction, **common, **chosen.prediction}
         if has_labels:
-            passed["labels"] = {"augmented": False, **chosen.labels}
-        arguments = {
-            name: {**defaults[name], **task.evaluation_arguments, **shared, **phase} for name, phase in passed.items()
-        }
-        names = [name for name in arguments if arguments[name]["num_train_epochs"]]
-        if not {"prediction", "labels"} & {*names}:
-            raise ValueError(
-                "The last phase selects and saves the student: give the prediction phase or the labels phase "
-                "num_train_epochs above 0."
-            )
-        *before, last = names
+            arguments["labels"] = {**LABELS, **label_epochs, **common, "augmented": False, **chosen.labels}
+        *before, last = _names(arguments)
         if hub:
             arguments[last] = {"hub_model_id": folder.name, **hub, **arguments[last]}
-        arguments[last] = SELECTING | arguments[last]
-        final = _distilling(last, folder / "student", arguments[last])
+        final = _distilling(last, folder / "student", SELECTING | arguments[last])
         if chosen.early_stopping is not None:
             _check_early_stopping(final)
             final = replace(final, early_stopping=chosen.early_stopping)
-        fine_tuning = {**FINE_TUNING, **task.evaluation_arguments, **shared, **chosen.fine_tuning}
+        distilling = (*(_distilling(name, folder / name, arguments[name]) for name in before), final)
+        for phase in distilling:
+            _check_reads(phase, has_labels, has_teacher)
+        fine_tuning = {**FINE_TUNING, **common, **chosen.fine_tuning}
         DistillationArguments(str(folder / "teacher"), **fine_tuning)  # raises before anything is trained
-        baseline = SELECTING | defaults["labels"] | task.evaluation_arguments | shared | {**chosen.labels}
+        baseline = {**SELECTING, **LABELS, **label_epochs, **common, **chosen.labels}
         return cls(
             Phase("fine_tuning", folder / "teacher", fine_tuning),
-            (*(_distilling(name, folder / name, arguments[name]) for name in before), final),
+            distilling,
             _distilling("baseline", folder / "baseline", baseline) if compares else None,
         )
 
@@ -128,6 +127,17 @@ class TaskPhases:
         return recorded
 
 
+def _names(arguments: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The phases that are not left out."""
+    names = [name for name in arguments if arguments[name]["num_train_epochs"]]
+    if not {"prediction", "labels"} & {*names}:
+        raise ValueError(
+            "The last phase selects and saves the student: give the prediction phase or the labels phase "
+            "num_train_epochs above 0."
+        )
+    return names
+
+
 def _check_early_stopping(phase: Phase) -> None:
     args = DistillationArguments(str(phase.folder), **phase.arguments)
     if args.eval_strategy == "no" or not args.load_best_model_at_end:
@@ -135,6 +145,13 @@ def _check_early_stopping(phase: Phase) -> None:
             f"Early stopping needs the scores of the {phase.name} phase: leave out eval_strategy='no' and "
             "load_best_model_at_end=False."
         )
+
+
+def _check_reads(phase: Phase, has_labels: bool, has_teacher: bool) -> None:
+    if "loss" in phase.reads and not has_labels:
+        raise ValueError(f"The {phase.name} phase reads labels, and no row has one: leave 'task' out of its losses.")
+    if phase.reads - {"loss", "logits"} and not (has_teacher or phase.teachers):
+        raise ValueError(f"The {phase.name} phase reads layers of a teacher, and there is none: pass one.")
 
 
 def _distilling(name: str, folder: Path, chosen: Mapping[str, Any]) -> Phase:

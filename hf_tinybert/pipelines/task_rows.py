@@ -118,11 +118,9 @@ class TaskRows:
         if not self.transfer.has_logits:
             logits = self._with_logits(self.tokens(held_out), phase, teachers).select_columns([TEACHER_LOGITS])
             held_out = datasets.concatenate_datasets([held_out, logits], axis=1)
-        answers = self.task.answers(np.asarray(held_out[TEACHER_LOGITS][:]))
-        held_out = held_out.add_column("label", answers)
         logger.info(f"No labels: the student is scored by its agreement on {len(held_out)} held-out transfer rows.")
         training = rows.select(sorted({*range(len(rows))} - {*chosen.tolist()}))
-        data = datasets.DatasetDict({**self.data, self.task.validation[0]: held_out})
+        data = datasets.DatasetDict({**self.data, self.task.validation[0]: self.task.with_answers(held_out)})
         return replace(self, data=data, transfer=replace(self.transfer, rows=training))
 
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, TrainerState, set_seed
 from transformers.utils import logging
 
 from ..lineage import Lineage, ModelRecord
-from ..losses import TaskLoss
 from ..students import create_student
 from ..training.arguments import DistillationArguments
 from .phase import Phase
@@ -38,6 +37,24 @@ class TaskRun:
     phases: TaskPhases
     states: dict[str, list[TrainerState]] = field(default_factory=dict)
     trained_rows: int = 0
+
+    def results(
+        self, teachers: Sequence[str | Path], student: Mapping[str, Any] | str | Path, init: str, calibration_rows: int
+    ) -> dict[str, Any]:
+        """The results of the run, as `task_distillation` returns them, after all trainings."""
+        models = self.fine_tuned(teachers, self.phases.fine_tuning)
+        selecting = self.rows.task.validation[0]
+        if selecting not in self.rows.data:
+            self.rows = self.rows.with_validation(models, self.phases.last)
+        results = _teacher_scores([self.score(model) for model in models])
+        start = self.student(student, init, calibration_rows, models)
+        if self.phases.baseline is not None:
+            results["baseline"] = self.score(self.baseline(start))
+            _warn_of_headroom(results, selecting)
+        model = self.distil(start, models)
+        results |= self.student_scores(model) | _sizes({"teacher": models[0]} if models else {}, model)
+        transfer = {} if self.rows.transfer is None else {"transfer": self.rows.transfer.counts}
+        return results | transfer | {"rows": self.trained_rows, "seconds": self.seconds}
 
     def fine_tuned(self, names: Sequence[str | Path], phase: Phase) -> list[PreTrainedModel]:
         """The models of these names; those without a prediction head for the task are fine-tuned."""
@@ -101,8 +118,6 @@ class TaskRun:
     def _trained(
         self, model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
     ) -> PreTrainedModel:
-        if all(type(loss) is TaskLoss for loss in phase.losses):
-            phase = replace(phase, losses=())  # the label loss alone is trained as Trainer does without a teacher
         model, state = train_once(model, phase, data, teachers)
         self.states[phase.name] = [state]
         return model
@@ -128,3 +143,25 @@ class TaskRun:
             for name, states in self.states.items()
             if states
         }
+
+
+def _teacher_scores(scores: Sequence[Scores]) -> dict[str, Any]:
+    first = {"teacher": scores[0]} if scores else {}
+    return first | ({"teachers": scores} if len(scores) > 1 else {})
+
+
+def _warn_of_headroom(results: Mapping[str, Scores], split: str) -> None:
+    teacher, baseline = (results[name][split]["score"] for name in ("teacher", "baseline"))
+    if baseline >= teacher:
+        logger.warning(
+            f"The student that learned the labels alone scores {baseline:.4f}, its teacher {teacher:.4f}: this "
+            "teacher has nothing to add on these rows. Use a better one, or transfer rows."
+        )
+
+
+def _sizes(teacher: Mapping[str, PreTrainedModel], student: PreTrainedModel) -> dict[str, dict[str, float]]:
+    models = {**teacher, "student": student}
+    return {
+        "parameters": {name: model.num_parameters() for name, model in models.items()},
+        "megabytes": {name: round(model.get_memory_footprint() / 1e6, 1) for name, model in models.items()},
+    }

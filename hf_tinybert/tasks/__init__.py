@@ -9,6 +9,7 @@ from .random_words import RandomWords
 from .squad_format import read_squad
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
+from .unlabelled_text import UnlabelledText
 from .word_vectors import WordVectors
 
 TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2, SWAG)}
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "TokenClassification",
+    "UnlabelledText",
     "WordVectors",
     "read_conll",
     "read_squad",

@@ -1,8 +1,7 @@
 """Classification, regression and multi-label classification of sentences and pairs; the nine tasks of GLUE."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -10,13 +9,10 @@ import evaluate
 import numpy as np
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedTokenizerBase
 
-from ..models.loading import load_config
-from ..teachers.teacher import TEACHER_LOGITS
 from .base import Task, as_class_labels, check_label_ids, select_columns
 from .column_checks import check_column, check_scores
 from .labels import align_labels, as_class_label_lists
 from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
-from .teacher_agreement import TeacherAgreement
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -93,37 +89,6 @@ class TextClassification(Task):
         task.check(data)
         return task, data
 
-    @classmethod
-    def from_teacher(
-        cls,
-        name_or_path: str | Path,
-        text: Sequence[str] = ("text",),
-        max_length: int | None = None,
-        name: str = "transfer",
-    ) -> "TextClassification":
-        """The task of a trained prediction head, for text without labels.
-
-        Args:
-            name_or_path: The Hub id or folder of the model.
-            text: The one or two columns of text.
-            max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
-            name: The name of the task.
-
-        Raises:
-            ValueError: If the model has no head for text classification or regression.
-        """
-        labels = cls.head_labels(name_or_path)
-        if labels is None:
-            raise ValueError(
-                f"'{name_or_path}' has no prediction head for text classification: without labels, pass a teacher "
-                "that is fine-tuned."
-            )
-        task = cls(name, tuple(text), labels, max_length=max_length)
-        if len(labels) == 1:
-            return task.as_regression()
-        multi_label = load_config(name_or_path).problem_type == "multi_label_classification"
-        return task.as_multi_label() if multi_label else task
-
     def as_regression(self) -> "TextClassification":
         """The task with real numbers as labels, which correlations score."""
         return replace(self, labels=(), metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
@@ -173,12 +138,6 @@ class TextClassification(Task):
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
 
-    def answers(self, logits: np.ndarray) -> list:
-        """What logits (N, C) answer, as the column `label` holds it: a class, a list of labels, or a score."""
-        if self.multi_label:
-            return [np.flatnonzero(row > 0).tolist() for row in logits]
-        return (logits[:, 0] if self.regression else logits.argmax(1)).tolist()
-
     @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics of its kind of labels."""
@@ -193,12 +152,6 @@ class TextClassification(Task):
         task = super().select_by(*metrics)
         added = tuple(metric for metric in METRICS if metric.name in metrics and metric not in self.metrics)
         return replace(task, metrics=(*self.metrics, *added))
-
-    def scorer(self, rows: datasets.Dataset, tokens: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
-        """`compute_metrics`; of rows with a column `teacher_logits`, which have no labels, `TeacherAgreement`."""
-        if TEACHER_LOGITS in rows.column_names:
-            return TeacherAgreement(np.asarray(rows[TEACHER_LOGITS][:]), self.multi_label)
-        return self.compute_metrics
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Every metric, and `score`, which selects the model. Several labels are predicted above a logit of 0."""

@@ -63,7 +63,7 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     results = json.loads(capsys.readouterr().out)
     settings = json.loads((folder / "run/settings.json").read_text())
     assert settings["phases"]["prediction"]["learning_rate"] == 3e-4
-    assert settings["phases"]["intermediate"]["seed"] == 3
+    assert settings["phases"]["labels"]["seed"] == 3
     student = AutoModelForSequenceClassification.from_pretrained("run/student")
     assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
     assert (student.config.embedding_size, student.config.hidden_dropout_prob) == (8, 0)
