@@ -125,7 +125,7 @@ def _decided_dtype(
     head: PredictionHead,
     logits_and_mask: Callable[[], tuple[Tensor, Tensor | None]],
 ) -> str | None:
-    """ "auto" if all processes accept bfloat16 for the logits of a batch; otherwise None, with the reason in the log."""
+    """The data type that "auto" stands for: itself, or None if the teachers stay, with the reason in the log."""
     reason = NOT_NATIVE
     if native_to_all(teachers):
         logits, mask = logits_and_mask()
