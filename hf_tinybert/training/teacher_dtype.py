@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..native_dtypes import AUTO, NOT_NATIVE, native_to_all, reason_against_bfloat16
-from ..teachers import Ensemble, Teaching, checked
+from ..teachers import Ensemble, Teaching
 
 logger = logging.get_logger(__name__)
 
@@ -37,9 +37,6 @@ def lower_teachers(
 
     Returns:
         What the teachers say of the batch from now on, and the change of each loss; none if the teachers stay.
-
-    Raises:
-        ValueError: If an activation in the data type is not finite.
     """
     auto = dtype == AUTO
     if auto and not native_to_all(teacher.model for teacher in teachers.teachers):
@@ -51,7 +48,6 @@ def lower_teachers(
         changes = relative_changes(losses(teaching), losses(lowered))
         reason = reason_against_bfloat16(changes) if auto and not decided else None
         if reason is None:
-            checked(lowered.activations)
             return lowered, changes
         teachers.restore()
     logger.warning_once(f"The teacher stays as it is loaded: {reason}.")

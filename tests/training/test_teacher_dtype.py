@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert_config, build, pad, rows
+from conftest import bert_config, build, pad, rows, word_tokenizer
 from short_runs import arguments, assert_same_run, distil, launch
 from transformers import BertForSequenceClassification
 
-from hf_tinybert import DistillationTrainer, PredictionLoss, TaskLoss
+from hf_tinybert import DistillationTrainer, PredictionLoss, TaskLoss, cache_logits
 from hf_tinybert.lineage import last_stage
 from hf_tinybert.training.teacher_dtype import relative_changes
 
@@ -81,8 +81,17 @@ def test_a_teacher_that_overflows_is_refused_in_training_only_by_name(tmp_path, 
     losses = [PredictionLoss()]
     distil(tmp_path, copy.deepcopy(student), teacher, losses, teacher_dtype="auto")
     assert "prediction_loss by nan %" in warned()
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"step 1: prediction_loss is not finite because .*teacher"):
         distil(tmp_path, student, teacher, losses, teacher_dtype="bfloat16")
+
+
+def test_a_teacher_whose_logits_are_cached_does_not_run_and_stays(tmp_path, student, teacher, dtypes, native):
+    data = cache_logits(teacher, rows(8), word_tokenizer(tmp_path), data_collator=pad)
+    for dtype in ("auto", "bfloat16"):
+        model = copy.deepcopy(student)
+        trainer, _, _ = distil(tmp_path, model, teacher, [PredictionLoss()], data, teacher_dtype=dtype)
+        assert not dtype_errors(trainer)
+    assert {*dtypes} == {torch.float32}
 
 
 def test_equal_losses_have_not_changed_whatever_they_are():
