@@ -163,8 +163,8 @@ class Stage:
         batch_size: Examples an optimizer step, over all processes.
         seed: The seed.
         precision: "fp32", "fp16" or "bf16".
-        teacher_dtype: The data type that the teachers were brought to, "auto" until the first step decides; None if
-            they stayed as they were loaded.
+        teacher_dtype: The data type that the teachers were to be brought to; None if they stayed as they were loaded.
+            "auto" becomes one of these in the first step.
     """
 
     losses: list[LossRecord]

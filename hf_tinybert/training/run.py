@@ -219,6 +219,8 @@ class DistillationRun:
         replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
         self.objective.restart()
         self.finite.restart()
+        if self._first_step:
+            self.teachers.restore()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:

@@ -85,6 +85,23 @@ def test_a_teacher_that_overflows_is_refused_in_training_only_by_name(tmp_path, 
         distil(tmp_path, student, teacher, losses, teacher_dtype="bfloat16")
 
 
+def test_an_attempt_that_ran_out_of_memory_decides_nothing(tmp_path, student, teacher, dtypes, native, monkeypatch):
+    attempts = []
+
+    def run_out_of_memory_once(*losses):
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return relative_changes(*losses)
+
+    monkeypatch.setattr("hf_tinybert.training.teacher_dtype.relative_changes", run_out_of_memory_once)
+    trainer, _, _ = distil(tmp_path, student, teacher, max_steps=2, teacher_dtype="auto", auto_find_batch_size=True)
+    assert len(attempts) == 2
+    assert trainer._train_batch_size < 8
+    assert dtypes[-1] == torch.float32
+    assert decision(student) is None
+
+
 def test_a_teacher_whose_logits_are_cached_does_not_run_and_stays(tmp_path, student, teacher, dtypes, native):
     data = cache_logits(teacher, rows(8), word_tokenizer(tmp_path), data_collator=pad)
     for dtype in ("auto", "bfloat16"):
