@@ -100,8 +100,8 @@ def cache_logits(
         return {TEACHER_LOGITS: logits}
 
     key = f"{TEACHER_LOGITS} {[weights_digest(model) for model in teachers]} {sorted(columns)} {weights} {how}"
-    if dtype == AUTO:
-        step = max(1, -(-len(dataset) // batch_size))
+    if dtype == AUTO and len(dataset):
+        step = -(-len(dataset) // batch_size)
         spread = dataset.select_columns(sorted(columns)).select(range(0, len(dataset), step)).to_list()
         dtype = _decided_dtype(teachers, head, lambda: logits_and_mask(spread))
     targets = [dtype and target_dtype(dtype, model) for model in teachers]
