@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 
 import datasets
 import pytest
@@ -64,6 +65,22 @@ def _own_cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+
+
+@pytest.fixture
+def cpu_capabilities(monkeypatch):
+    """The instructions that torch says the CPU has; none of bfloat16 until a test sets them."""
+    capabilities = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    return capabilities
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """What was logged, also what is logged once in a process."""
+    logging.Logger.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return lambda: caplog.text
 
 
 @pytest.fixture(scope="session")
