@@ -75,6 +75,8 @@ def distill(options: Options) -> Outcome:
     phases = ", ".join(
         f"{name.replace('_', '-')} {to_duration(seconds)}" for name, seconds in results["seconds"].items()
     )
+    if "agreement" in results["student"][task.validation[0]]:
+        phases += "; scored by agreement with the teacher on held-out rows without labels"
     text = (
         f"{to_table(_score_rows(results))}\n\n"
         f"{results['rows']:,} training rows; {phases}; in all {to_duration(perf_counter() - start)}.\n"

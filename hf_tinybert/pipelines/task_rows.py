@@ -59,8 +59,9 @@ class TaskRows:
             return train
         if train is None:
             return self.transfer_rows
-        text = [*self.task.text]
-        return datasets.concatenate_datasets([train.select_columns(text), self.transfer_rows.select_columns(text)])
+        text = datasets.Features({name: datasets.Value("string") for name in self.task.text})  # files have other ones
+        parts = [part.select_columns([*text]).cast(text) for part in (train, self.transfer_rows)]
+        return datasets.concatenate_datasets(parts)
 
     def for_phase(self, phase: Phase, teachers: Sequence[PreTrainedModel]) -> TrainingData:
         """What a phase trains on: labelled rows if its losses read labels, otherwise all rows; with their variants if
@@ -93,6 +94,7 @@ class TaskRows:
             data_collator=self.task.collator(self.tokenizer),
             weights=phase.arguments.get("teacher_weights"),
             how=phase.arguments.get("teacher_logits", "mean"),
+            dtype=phase.arguments.get("teacher_dtype"),
         )
 
     def _soft_labelled(self) -> datasets.Dataset:

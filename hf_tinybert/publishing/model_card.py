@@ -195,7 +195,8 @@ def _results(metrics: Mapping[str, float], evaluated_on: DataRecord) -> str:
     where = ", ".join(filter(None, (evaluated_on.name, evaluated_on.config, evaluated_on.split)))
     rows = f", {evaluated_on.rows:,} rows" if evaluated_on.rows else ""
     table = _table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()])
-    return f"## Results\n\nOn {where or 'the evaluation set'}{rows}:\n\n{table}"
+    note = "The rows have no labels: `agreement` is that with the teacher.\n\n" if "agreement" in metrics else ""
+    return f"## Results\n\n{note}On {where or 'the evaluation set'}{rows}:\n\n{table}"
 
 
 def _usage(task: str, name: str) -> str:

@@ -109,6 +109,36 @@ def reviews(folder):
 CSV = ("--data", "reviews.csv", "--text", "review", "--label", "stars")
 
 
+def test_a_text_file_without_labels(reviews, folder, capsys):
+    """The task is that of the teacher's prediction head."""
+    (folder / "reviews.txt").write_text("\n".join(text for text, _ in reviews))
+    flags = ("--transfer", "reviews.txt", "--teacher", "teacher", *SIZE, "--output_dir", "run", "--copies", 1)
+    assert run("distill", *flags, *QUICK, "--transfer_rows", 40) == 0
+    shown = capsys.readouterr()
+    assert "40 transfer rows" in shown.err or "(removed: " in shown.err
+    table = shown.out.splitlines()
+    assert table[0].split() == ["parameters", "MB", "agreement", "kl", "score"]
+    assert table[1].split()[-3:] == ["1.0000", "0.0000", "1.0000"]
+    assert "scored by agreement with the teacher" in shown.out
+    student = AutoModelForSequenceClassification.from_pretrained("run/student")
+    assert student.config.id2label == {0: "good", 1: "bad"}
+    doctor = ("doctor", "--transfer", "reviews.txt", "--teacher", "teacher", "--size", 1, 16, 32, 4, *QUICK)
+    assert run(*doctor, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+    assert run("distill", "--transfer", "none.txt", "--teacher", "teacher", "--output_dir", "run") == 1
+    assert "no file or folder 'none.txt'" in capsys.readouterr().err
+
+
+def test_labels_alone_beside_it(reviews, folder, capsys):
+    (folder / "more.txt").write_text("the film is dull\n\nthe book is bright\n")
+    flags = (*CSV, *SIZE, *QUICK, "--teacher", "teacher", "--output_dir", "run", "--augmentation", "none")
+    assert run("distill", *flags, "--transfer", "more.txt", "--compare", "labels") == 0
+    shown = capsys.readouterr()
+    assert "2 transfer rows (removed: 1 blank)." in shown.err
+    assert shown.out.splitlines()[4].startswith("student, labels alone")
+    assert "32 training rows; baseline" in shown.out
+
+
 def test_a_csv_file_with_text_labels(reviews, folder, capsys):
     """The teacher's own prediction head is used, in the order of its labels, and a part of the rows is held out."""
     flags = (*CSV, *SIZE, *QUICK, "--teacher", "teacher", "--output_dir", "run", "--init", "random")
