@@ -33,7 +33,7 @@ def quickstart(tmp_path) -> dict:
     )
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    texts = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(120)]
+    texts = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]} {WORDS[i % 7]}" for i in range(120)]
     data = Dataset.from_dict({"sentence": texts, "label": [1 - i % 2 for i in range(120)]})
     (tmp_path / "data").mkdir()
     data.cast_column("label", ClassLabel(names=["no", "yes"])).to_parquet(tmp_path / "data/train.parquet")
