@@ -24,6 +24,7 @@ from .models.vocabulary import transfer_vocabulary, trim_vocabulary
 from .pipelines.doctor import diagnose
 from .pipelines.general import general_distillation
 from .pipelines.task import task_distillation
+from .pipelines.transfer_files import load_transfer
 from .publishing.hub import push_folder
 from .publishing.model_card import extend_card
 from .students import TINYBERT4, TINYBERT6, create_student
@@ -92,6 +93,7 @@ __all__ = [
     "extend_card",
     "general_distillation",
     "load_onnx",
+    "load_transfer",
     "map_layers",
     "plot_attention",
     "plot_latency",
