@@ -1,6 +1,6 @@
 """Tasks, one kind a file: columns, labels, head, tokenisation, collation, metrics."""
 
-from .augmentation import Augmentation
+from .augmentation import Augmentation, CombinedAugmentation
 from .base import ExampleScorer, Task
 from .masked_words import MaskedWords
 from .multiple_choice import SWAG, MultipleChoice
@@ -21,6 +21,7 @@ __all__ = [
     "SWAG",
     "TASKS",
     "Augmentation",
+    "CombinedAugmentation",
     "ExampleScorer",
     "MaskedWords",
     "MultipleChoice",
