@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from ..evaluation.measurement import Measurement, distinct_metrics
@@ -108,7 +107,7 @@ def doctor(options: Options) -> Outcome:
         labels = None  # the check of the teacher says what is wrong
     try:
         task, data = task_and_data(options, labels)
-        data = data or DatasetDict(train=transfer_of(options, task))
+        transfer = transfer_of(options, task)
     except (ValueError, OSError) as error:
         checks = [Check("data", False, str(error))]
     else:
@@ -116,7 +115,7 @@ def doctor(options: Options) -> Outcome:
         checks = [
             check
             for teacher in options.teacher
-            for check in diagnose(task, data, teacher, student, options.init, **arguments)
+            for check in diagnose(task, data, teacher, student, options.init, transfer, **arguments)
         ]
     failed = [check for check in checks if not check.passed]
     verdict = f"{len(failed)} of {len(checks)} checks failed." if failed else "This can be distilled."
