@@ -152,6 +152,8 @@ def _check(
         raise ValueError(f"compare={compare!r} is unknown: give one of {', '.join(COMPARISONS)}.")
     if transfer is not None and not isinstance(task, TextClassification):
         raise ValueError(f"{type(task).__name__} takes no transfer data: only text classification and regression do.")
+    if "train" in data and (missing := [split for split in task.validation if split not in data]):
+        raise ValueError(f"The data has no split {missing}, only {list(data)}: name the task's validation splits.")
     if "train" not in data:
         if transfer is None:
             raise ValueError("There is nothing to train on: pass data with a split 'train', or transfer.")

@@ -152,6 +152,7 @@ def test_pairs_of_text_for_other_heads(base, tmp_path, head):  # noqa: F811
     ("change", "message"),
     [
         ({"transfer": None}, "nothing to train on"),
+        ({"data": "train"}, "no split .'validation'., only .'train'."),
         ({"compare": "labels"}, "compare='labels' needs labels"),
         ({"compare": "nothing"}, "compare='nothing' is unknown"),
         ({"teacher": None}, "needs a teacher"),
@@ -167,7 +168,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(base, tmp_path,
     arguments = {"task": TASK, "data": None, "teacher": str(base), "student": SIZE, "transfer": more_texts(), **QUICK}
     if change.get("teacher") != "encoder":
         save_classifier(base)
-    names = {"rows": DatasetDict(sentences(tmp_path)), "encoder": str(base)}
+    rows = sentences(tmp_path)
+    names = {"rows": rows, "train": DatasetDict(train=rows["train"]), "encoder": str(base)}
     change = {key: names.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     if change.get("task") == "tokens":
         change["task"] = TokenClassification("tags", ("tokens",), ("O",))
