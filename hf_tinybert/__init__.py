@@ -3,6 +3,9 @@
 from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .evaluation.report import StudentReport
 from .evaluation.sentence_embeddings import sentence_embeddings
+from .formats.half_weights import save_half
+from .formats.onnx_export import export_onnx, halve_onnx, load_onnx
+from .formats.onnx_int8 import quantize_onnx
 from .layer_mapping import map_layers
 from .lineage import DataRecord
 from .losses import (
@@ -19,7 +22,6 @@ from .losses import (
     SentenceLoss,
     TaskLoss,
 )
-from .models.export import export_onnx, load_onnx, quantize_onnx, save_half
 from .models.vocabulary import transfer_vocabulary, trim_vocabulary
 from .pipelines.doctor import diagnose
 from .pipelines.general import general_distillation
@@ -89,6 +91,7 @@ __all__ = [
     "export_onnx",
     "extend_card",
     "general_distillation",
+    "halve_onnx",
     "load_onnx",
     "map_layers",
     "plot_attention",

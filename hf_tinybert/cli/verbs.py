@@ -14,7 +14,7 @@ from ..evaluation.measurement import Measurement, distinct_metrics
 from ..evaluation.plots import plot_attention, plot_similarity
 from ..evaluation.report import StudentReport
 from ..evaluation.rows import EvaluationRows
-from ..models.export import export_onnx, quantize_onnx, save_half
+from ..formats.onnx_export import export_onnx
 from ..models.loading import load_tokenizer
 from ..pipelines.doctor import Check, diagnose
 from ..pipelines.doctor import to_table as to_check_list

@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm, trange
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.agreement import Answers, answers_of_logits, join_answers
-from ..models.agreement import agreement as measure_agreement
-from ..models.export import export_onnx, load_onnx, quantize_onnx
+from ..formats.agreement import Answers, answers_of_logits, join_answers
+from ..formats.agreement import agreement as measure_agreement
+from ..formats.layout import size_of
+from ..formats.onnx_export import export_onnx, load_onnx
+from ..formats.onnx_int8 import quantize_onnx
 from ..models.prediction_heads import prediction_head_of
 from .comparison import Agreement
 from .rows import Batch, EvaluationRows, input_columns
@@ -78,9 +80,8 @@ def runs_of(
         if engine == "torch":
             yield Run(role, engine, torch_forward(model), model.get_memory_footprint())
         else:
-            path = exported if engine == "onnx" else quantize_onnx(folder, min_agreement=0)
-            size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))  # large ones keep weights beside
-            yield Run(role, engine, load_onnx(path), size)
+            path = exported if engine == "onnx" else quantize_onnx(folder, min_agreement=0).path
+            yield Run(role, engine, load_onnx(path), size_of(path))
 
 
 def torch_forward(model: PreTrainedModel) -> Callable[[Batch], np.ndarray]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.agreement import MIN_AGREEMENT, MIN_CORRELATION
+from ..formats.agreement import MIN_AGREEMENT, MIN_CORRELATION
 from .measurement import Measurement, distinct_metrics
 
 CLASSES = 5  # in the notes
