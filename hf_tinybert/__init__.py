@@ -25,6 +25,7 @@ from .losses import (
 from .models.vocabulary import transfer_vocabulary, trim_vocabulary
 from .pipelines.doctor import diagnose
 from .pipelines.general import general_distillation
+from .pipelines.ship import ship_student
 from .pipelines.task import task_distillation
 from .publishing.hub import push_folder
 from .publishing.model_card import extend_card
@@ -104,6 +105,7 @@ __all__ = [
     "read_squad",
     "save_half",
     "sentence_embeddings",
+    "ship_student",
     "squad_scores",
     "task_distillation",
     "transfer_vocabulary",

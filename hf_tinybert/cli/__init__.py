@@ -1,4 +1,4 @@
-"""The command line: hf-tinybert distill | augment | evaluate | report | export | push | doctor.
+"""The command line: hf-tinybert distill | augment | evaluate | report | ship | export | push | doctor.
 
 Without a verb it prints this help. `accelerate launch -m hf_tinybert.cli distill …` runs in several processes. The
 result is printed on stdout, notes and progress bars on stderr. Exit codes: 0 done, or help or version printed; 1
@@ -13,12 +13,14 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.hf_argparser import string_to_bool
 
+from ..pipelines.ship import FORMATS
 from ..training.arguments import flag_parser
 from ..version import __version__
 from .flags import augmentation_flags, data_flags, student_flags, with_config
 from .inputs import Options
+from .shipping import export, ship
 from .terminal import Outcome, is_first_process, running
-from .verbs import augment, distill, doctor, evaluate, export, push, report
+from .verbs import augment, distill, doctor, evaluate, push, report
 
 EXAMPLES = """examples:
   hf-tinybert doctor --task sst2 --teacher bert-base-uncased
@@ -27,6 +29,7 @@ EXAMPLES = """examples:
       --output_dir runs/reviews --intermediate num_train_epochs=3 --early_stopping_patience 2
   hf-tinybert evaluate runs/reviews/student --data reviews.csv --text review --label stars --json
   hf-tinybert report --task sst2 --teacher runs/sst2/teacher --student runs/sst2/student --output_dir runs/report
+  hf-tinybert ship runs/sst2/student --to runs/shipped --task sst2
   hf-tinybert export runs/sst2/student --output_dir runs/onnx
   hf-tinybert push runs/sst2/student --to user/tinybert-sst2 --private
 
@@ -57,12 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
     )
+    agreement = "lowest share of equal answers (default: 0.98; correlation: 0.99)"
+    add = _add_verb(verbs, ship, data_flags()).add_argument
+    add("model", metavar="STUDENT", help="Hub id or folder")
+    add("--to", required=True, metavar="FOLDER", help="folder to write, or hf://USER/NAME, a repository of the Hub")
+    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="formats to write (default: all)")
+    add("--min_agreement", type=float, help=agreement)
+    add("--max_loss", type=float, default=0.005, help="score that a format may lose (default: 0.005)")
+    add("--private", nargs="?", type=string_to_bool, const=True, help="make a repository that is created private")
     add = _add_verb(verbs, export, data_flags()).add_argument
     add("model", help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
-    formats = ["onnx", "int8", "fp16"]
+    formats = [*FORMATS, "safetensors_fp16"]
     add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
-    add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
+    add("--min_agreement", type=float, help=agreement)
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")

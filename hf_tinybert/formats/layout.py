@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from ..models.prediction_heads import PredictionHead, prediction_head_of
 from ..models.row_checks import InputLimits
 
+WEIGHTS = "model.safetensors"
 ONNX, ONNX_INT8, ONNX_FP16 = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_fp16.onnx"
 CONVERTED = (ONNX_INT8, ONNX_FP16)  # made from `ONNX`
 
@@ -38,9 +39,14 @@ IDENTITY = (
 )
 
 
+def files_of(path: Path) -> list[Path]:
+    """A file and those beside it that hold its weights."""
+    return [file for file in path.parent.glob(f"{path.stem}.*") if file.is_file()]
+
+
 def size_of(path: Path) -> int:
-    """The bytes of a file and of those beside it that hold its weights."""
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*") if file.is_file())
+    """The bytes of `files_of`."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def require(extra: str, *packages: str) -> None:

@@ -1,0 +1,172 @@
+"""A student in one folder from which transformers, ONNX Runtime, OpenVINO, Node and browsers load it."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.comparison import Agreement
+from ..evaluation.engines import Run, predict, torch_forward
+from ..evaluation.rows import Batch, EvaluationRows
+from ..formats.layout import ONNX, WEIGHTS, files_of, size_of
+from ..formats.onnx_export import export_onnx, halve_onnx, load_onnx
+from ..formats.onnx_int8 import Int8Graph, quantize_onnx
+from ..lineage import is_hub_id
+from ..models.forward import evaluation_mode
+from ..models.loading import load_tokenizer
+from ..models.prediction_heads import prediction_head_of
+from ..publishing.files_section import ShippedFile, with_files
+from ..publishing.model_card import pipeline_tag, usage
+from ..tasks import Task
+from ..teachers import load_teacher
+
+FORMATS = ("onnx", "int8", "fp16")
+CONVERTERS = {"fp16": halve_onnx}
+CARD = "README.md"
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `ship_student` wrote.
+
+    Attributes:
+        folder: The folder.
+        files: The file of transformers, and that of each format or why it was refused.
+        int8: The int8 graph, with what was tried; None without one.
+        rows: The number of held-out rows that files were scored on.
+    """
+
+    folder: Path
+    files: tuple[ShippedFile, ...]
+    int8: Int8Graph | None
+    rows: int
+
+    @property
+    def refused(self) -> list[str]:
+        """The formats that were not written."""
+        return [file.format for file in self.files if file.path is None]
+
+
+def ship_student(
+    student: str | os.PathLike,
+    folder: str | os.PathLike,
+    task: Task | None = None,
+    rows: datasets.Dataset | None = None,
+    formats: Sequence[str] = FORMATS,
+    min_agreement: float | None = None,
+    max_loss: float = 0.005,
+    hub_id: str | None = None,
+) -> Shipment:
+    """Write a student in the layout that other runtimes look for (`formats.layout`).
+
+    A format passes its quality gate if it gives the answers of the model on 256 of the rows, and if its score on all
+    rows is at most `max_loss` lower. One that does not pass is left out, which the card and the result say.
+
+    Args:
+        student: A folder or an id of the Hub. Its card is extended by a section about the files.
+        folder: The folder to write to; it may be the student's.
+        task: The task of the rows. Without it formats are compared on random tokens, and not scored.
+        rows: Held-out rows with labels, not tokenised.
+        formats: Some of "onnx", "int8" and "fp16". The float32 ONNX graph is always written: all others are made
+            from it.
+        min_agreement: The lowest agreement that is allowed, as in `export_onnx`.
+        max_loss: The score that a format may lose, default half a point.
+        hub_id: The id that the folder will be pushed to, for the card.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If formats are unknown, if the student does not fit the task, if there are rows without a task, or
+            if the ONNX graph, from which all others are made, is refused.
+        OSError: If there is no such student.
+        ImportError: Without the extra `export`.
+    """
+    if unknown := set(formats) - {*FORMATS}:
+        raise ValueError(f"formats={sorted(unknown)} is not understood: give some of {FORMATS}.")
+    if (task is None) != (rows is None):
+        raise ValueError("task and rows belong together: pass both, or none.")
+    folder, model, tokenizer = Path(folder), load_teacher(student), load_tokenizer(student)
+    tag = "multiple-choice" if "choices" in prediction_head_of(model).input_axes else pipeline_tag(model)
+    name, on_hub = (hub_id, True) if hub_id else (str(folder), False)
+    card = _card(student, tag, name)
+    tokens = None if task is None else task.tokenize(rows, tokenizer)
+    export_onnx(model, tokenizer, folder, calibration_dataset=tokens, min_agreement=min_agreement)
+    if not (Path(student).exists() and folder.samefile(student)):
+        model.save_pretrained(folder)
+    files = [_file(folder, "transformers", folder / WEIGHTS), _file(folder, "onnx", folder / ONNX)]
+    int8 = None
+    for kind in (kind for kind in FORMATS if kind in formats and kind != "onnx"):
+        try:
+            if kind == "int8":
+                int8 = quantize_onnx(folder, tokens, min_agreement)
+                path = int8.path
+            else:
+                path = CONVERTERS[kind](folder, tokens, min_agreement)
+            files.append(_file(folder, kind, path))
+        except ValueError as refusal:
+            files.append(ShippedFile(kind, None, note=str(refusal)))
+    if tokens is not None:
+        with evaluation_mode(model):
+            files = _scored(files, folder, model, tokenizer, task.scorer(rows, tokens), tokens, max_loss)
+    shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows))
+    tried = int8.to_markdown() if int8 else ""
+    with_files(card, files, tag, name, on_hub, shipment.rows, tried).save(folder / CARD)
+    return shipment
+
+
+def _card(student: str | os.PathLike, task: str, name: str) -> ModelCard:
+    """The student's own card, or a new one."""
+    if (path := Path(student, CARD)).exists() or is_hub_id(str(student)):
+        try:
+            return ModelCard.load(path if path.exists() else str(student))
+        except (OSError, HfHubHTTPError):  # a repository without one
+            pass
+    metadata = ModelCardData(library_name="transformers").to_yaml()
+    how_to_use = "" if task == "multiple-choice" else f"\n{usage(task, name)}\n"
+    return ModelCard(f"---\n{metadata}\n---\n\n# {Path(name).name}\n{how_to_use}")
+
+
+def _file(folder: Path, name: str, path: Path) -> ShippedFile:
+    return ShippedFile(name, path.relative_to(folder).as_posix(), size_of(path) / 1e6)
+
+
+def _scored(
+    files: Sequence[ShippedFile],
+    folder: Path,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    scorer: Callable[[EvalPrediction], Mapping[str, float]],
+    tokens: datasets.Dataset,
+    max_loss: float,
+) -> list[ShippedFile]:
+    """The files with their agreement and score; those that lose more than `max_loss` are removed."""
+    written = [file for file in files if file.path]
+    runs = [
+        Run("student", file.format, _forward(folder, file, model), round(1e6 * file.megabytes)) for file in written
+    ]
+    agreement = Agreement(prediction_head_of(model), model.config.id2label, len(runs))
+    outputs = predict(runs, EvaluationRows(tokens, [model], processing_class), BATCH_SIZE, agreement)
+    scores = [scorer(prediction)["score"] for prediction in outputs.predictions]
+    measured = {}
+    for file, score, value in zip(written, scores, outputs.engine_agreement, strict=True):
+        measured[file.format] = replace(file, score=score, agreement=value)
+        if scores[0] - score > max_loss:
+            for part in files_of(folder / file.path):
+                part.unlink()
+            note = f"its score of {score:.4f} is more than max_loss={max_loss:g} below {scores[0]:.4f}"
+            measured[file.format] = ShippedFile(file.format, None, file.megabytes, value, score, note)
+    return [measured.get(file.format, file) for file in files]
+
+
+def _forward(folder: Path, file: ShippedFile, model: PreTrainedModel) -> Callable[[Batch], np.ndarray]:
+    if file.format == "transformers":
+        return torch_forward(model)
+    return load_onnx(folder / file.path)
