@@ -6,6 +6,7 @@ from .evaluation.sentence_embeddings import sentence_embeddings
 from .formats.half_weights import save_half
 from .formats.onnx_export import export_onnx, halve_onnx, load_onnx
 from .formats.onnx_int8 import quantize_onnx
+from .formats.openvino_export import export_openvino, load_openvino, quantize_openvino
 from .layer_mapping import map_layers
 from .lineage import DataRecord
 from .losses import (
@@ -90,10 +91,12 @@ __all__ = [
     "create_student",
     "diagnose",
     "export_onnx",
+    "export_openvino",
     "extend_card",
     "general_distillation",
     "halve_onnx",
     "load_onnx",
+    "load_openvino",
     "map_layers",
     "plot_attention",
     "plot_latency",
@@ -101,6 +104,7 @@ __all__ = [
     "plot_similarity",
     "push_folder",
     "quantize_onnx",
+    "quantize_openvino",
     "read_conll",
     "read_squad",
     "save_half",

@@ -64,15 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     add = _add_verb(verbs, ship, data_flags()).add_argument
     add("model", metavar="STUDENT", help="Hub id or folder")
     add("--to", required=True, metavar="FOLDER", help="folder to write, or hf://USER/NAME, a repository of the Hub")
-    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="formats to write (default: all)")
+    possible = "formats to write (default: all for which packages are installed, openvino_int8 with data alone)"
+    add("--formats", nargs="+", choices=FORMATS, help=possible)
     add("--min_agreement", type=float, help=agreement)
     add("--max_loss", type=float, default=0.005, help="score that a format may lose (default: 0.005)")
     add("--private", nargs="?", type=string_to_bool, const=True, help="make a repository that is created private")
     add = _add_verb(verbs, export, data_flags()).add_argument
     add("model", help="Hub id or folder")
     add("--output_dir", type=Path, required=True, help="folder to write")
-    formats = [*FORMATS, "safetensors_fp16"]
-    add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
+    formats, some = [*FORMATS, "safetensors_fp16"], ["onnx", "int8", "fp16"]
+    add("--formats", nargs="+", choices=formats, default=some, help="formats to write (default: onnx int8 fp16)")
     add("--min_agreement", type=float, help=agreement)
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")

@@ -6,11 +6,11 @@ from pathlib import Path
 import datasets
 
 from ..formats.half_weights import save_half
-from ..formats.layout import size_of
-from ..formats.onnx_export import export_onnx, halve_onnx
+from ..formats.layout import WEIGHTS, size_of
+from ..formats.onnx_export import export_onnx
 from ..formats.onnx_int8 import quantize_onnx
 from ..models.loading import load_tokenizer
-from ..pipelines.ship import ship_student
+from ..pipelines.ship import CONVERTERS, ship_student
 from ..publishing.files_section import HEADER
 from ..publishing.hub import push_folder
 from ..tasks import Task
@@ -19,12 +19,14 @@ from .inputs import Options, head_labels, task_and_data
 from .terminal import Outcome, to_table
 
 HUB = "hf://"
+HALF = "safetensors_fp16"
 
 
 def ship(options: Options) -> Outcome:
-    """Write a student as others serve it, into one folder or a repository of the Hub: safetensors, ONNX, int8 and fp16
-    ONNX, and a card with lines to run. Each format has to give the student's answers and score on the rows of the
-    validation split if there is data, otherwise its answers on random tokens; one that does not is left out."""
+    """Write a student as others serve it, into one folder or a repository of the Hub: safetensors, ONNX in float32,
+    int8 and fp16, OpenVINO, and a card with lines to run. Each format has to give the student's answers and score on
+    the rows of the validation split if there is data, otherwise its answers on random tokens; one that does not is
+    left out."""
     task, rows = _task_and_rows(options)
     hub_id = options.to.removeprefix(HUB) if options.to.startswith(HUB) else None
     with tempfile.TemporaryDirectory() as temporary:
@@ -41,20 +43,19 @@ def ship(options: Options) -> Outcome:
 
 
 def export(options: Options) -> Outcome:
-    """Write a model in single formats: ONNX, int8 and fp16 ONNX, and fp16 safetensors. The answers of each are
-    compared with the model's, on 256 rows of the validation split if there is data, otherwise on random tokens."""
+    """Write a model in single formats: ONNX, int8 and fp16 ONNX, OpenVINO, and fp16 safetensors. The answers of each
+    are compared with the model's, on 256 rows of the validation split if there is data, otherwise on random tokens."""
     task, data = _task_and_rows(options)
     model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
     folder, least, written = options.output_dir, options.min_agreement, []
     rows = None if task is None else task.tokenize(data, tokenizer)
-    if {"onnx", "int8", "fp16"} & set(options.formats):
+    if set(options.formats) != {HALF}:
         written.append(export_onnx(model, tokenizer, folder, calibration_dataset=rows, min_agreement=least))
     if "int8" in options.formats:
         written.append(quantize_onnx(folder, rows, least).path)
-    if "fp16" in options.formats:
-        written.append(halve_onnx(folder, rows, least))
-    if "safetensors_fp16" in options.formats:
-        written.append(save_half(model, tokenizer, folder / "fp16", rows, least) / "model.safetensors")
+    written += [CONVERTERS[name](folder, rows, least) for name in options.formats if name in CONVERTERS]
+    if HALF in options.formats:
+        written.append(save_half(model, tokenizer, folder / "fp16", rows, least) / WEIGHTS)
     sizes = [size_of(path) / 1e6 for path in written]
     table = [["file", "MB"], *([str(path), f"{size:.1f}"] for path, size in zip(written, sizes, strict=True))]
     files = [{"file": str(path), "megabytes": round(size, 1)} for path, size in zip(written, sizes, strict=True)]

@@ -72,8 +72,8 @@ def _engine_notes(measurements: Sequence[Measurement]) -> list[str]:
         if value < (MIN_CORRELATION if correlates else MIN_AGREEMENT):
             changes = f"correlates by {value:.3f} with" if correlates else f"gives {_percent(value)} of the answers of"
             notes.append(
-                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. The export to this "
-                "format would be refused."
+                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. An export to this "
+                "format looks for another choice, or refuses it."
             )
     return notes
 

@@ -23,7 +23,8 @@ from ..models.row_checks import InputLimits
 
 WEIGHTS = "model.safetensors"
 ONNX, ONNX_INT8, ONNX_FP16 = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_fp16.onnx"
-CONVERTED = (ONNX_INT8, ONNX_FP16)  # made from `ONNX`
+OPENVINO, OPENVINO_INT8 = "openvino/openvino_model.xml", "openvino/openvino_model_qint8_quantized.xml"
+CONVERTED = (ONNX_INT8, ONNX_FP16, OPENVINO, OPENVINO_INT8)  # made from `ONNX`
 
 Dataset = Iterable[Mapping[str, Any]]
 

@@ -26,6 +26,7 @@ from .layout import (
     Dataset,
     check_folder,
     check_types,
+    files_of,
     head_and_limits,
     input_names,
     move,
@@ -95,8 +96,8 @@ def export_onnx(
         # A BERT tokenizer makes token types, DistilBERT takes none. Saved: keys of init_kwargs, values of attributes.
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
         tokenizer.save_pretrained(written)
-        for name in CONVERTED:
-            (folder / name).unlink(missing_ok=True)
+        for part in (part for name in CONVERTED for part in files_of(folder / name)):
+            part.unlink()
         move(Path(written), folder, last=ONNX)
     return folder / ONNX
 

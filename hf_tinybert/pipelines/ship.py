@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from ..evaluation.rows import Batch, EvaluationRows
 from ..formats.layout import ONNX, WEIGHTS, files_of, size_of
 from ..formats.onnx_export import export_onnx, halve_onnx, load_onnx
 from ..formats.onnx_int8 import Int8Graph, quantize_onnx
+from ..formats.openvino_export import export_openvino, load_openvino, quantize_openvino
 from ..lineage import is_hub_id
 from ..models.forward import evaluation_mode
 from ..models.loading import load_tokenizer
@@ -26,8 +28,8 @@ from ..publishing.model_card import pipeline_tag, usage
 from ..tasks import Task
 from ..teachers import load_teacher
 
-FORMATS = ("onnx", "int8", "fp16")
-CONVERTERS = {"fp16": halve_onnx}
+FORMATS = ("onnx", "int8", "fp16", "openvino", "openvino_int8")
+CONVERTERS = {"fp16": halve_onnx, "openvino": export_openvino, "openvino_int8": quantize_openvino}
 CARD = "README.md"
 BATCH_SIZE = 32
 
@@ -59,7 +61,7 @@ def ship_student(
     folder: str | os.PathLike,
     task: Task | None = None,
     rows: datasets.Dataset | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] | None = None,
     min_agreement: float | None = None,
     max_loss: float = 0.005,
     hub_id: str | None = None,
@@ -74,8 +76,9 @@ def ship_student(
         folder: The folder to write to; it may be the student's.
         task: The task of the rows. Without it formats are compared on random tokens, and not scored.
         rows: Held-out rows with labels, not tokenised.
-        formats: Some of "onnx", "int8" and "fp16". The float32 ONNX graph is always written: all others are made
-            from it.
+        formats: Some of "onnx", "int8", "fp16", "openvino" and "openvino_int8"; default all for which packages are
+            installed and, for the last one, rows are passed. The float32 ONNX graph is always written: all others
+            are made from it.
         min_agreement: The lowest agreement that is allowed, as in `export_onnx`.
         max_loss: The score that a format may lose, default half a point.
         hub_id: The id that the folder will be pushed to, for the card.
@@ -87,8 +90,9 @@ def ship_student(
         ValueError: If formats are unknown, if the student does not fit the task, if there are rows without a task, or
             if the ONNX graph, from which all others are made, is refused.
         OSError: If there is no such student.
-        ImportError: Without the extra `export`.
+        ImportError: Without the extra `export`, or `openvino` for these formats.
     """
+    formats = _possible_formats(rows is not None) if formats is None else formats
     if unknown := set(formats) - {*FORMATS}:
         raise ValueError(f"formats={sorted(unknown)} is not understood: give some of {FORMATS}.")
     if (task is None) != (rows is None):
@@ -120,6 +124,13 @@ def ship_student(
     tried = int8.to_markdown() if int8 else ""
     with_files(card, files, tag, name, on_hub, shipment.rows, tried).save(folder / CARD)
     return shipment
+
+
+def _possible_formats(with_rows: bool) -> list[str]:
+    """The formats that can be written here."""
+    packages = {"openvino": ["openvino"], "openvino_int8": ["openvino", "nncf"]}
+    installed = [name for name in FORMATS if all(map(find_spec, packages.get(name, [])))]
+    return [name for name in installed if with_rows or name != "openvino_int8"]
 
 
 def _card(student: str | os.PathLike, task: str, name: str) -> ModelCard:
@@ -169,4 +180,4 @@ def _scored(
 def _forward(folder: Path, file: ShippedFile, model: PreTrainedModel) -> Callable[[Batch], np.ndarray]:
     if file.format == "transformers":
         return torch_forward(model)
-    return load_onnx(folder / file.path)
+    return (load_openvino if file.path.endswith(".xml") else load_onnx)(folder / file.path)

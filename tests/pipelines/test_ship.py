@@ -1,6 +1,8 @@
 """A student's folder for other runtimes: files, card, and what its lines print."""
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from javascript import run_node, transformers_js  # noqa: F401
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from hf_tinybert import TextClassification, load_onnx, ship_student
+from hf_tinybert import TextClassification, load_onnx, load_openvino, ship_student
 from hf_tinybert.cli import main
 from hf_tinybert.pipelines import ship
 
@@ -50,7 +52,7 @@ def rows(student):
 def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     folder = tmp_path / "shipped"
     monkeypatch.setitem(ship.CONVERTERS, "fp16", refuse)
-    shipment = ship_student(student, folder, REVIEWS, rows, min_agreement=0.5, max_loss=1)
+    shipment = ship_student(student, folder, REVIEWS, rows, ["int8", "fp16"], 0.5, max_loss=1)
     assert shipment.refused == ["fp16"]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {
@@ -111,6 +113,9 @@ def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, r
     with torch.no_grad():
         logits = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.numpy()
     np.testing.assert_allclose(load_onnx(f"{folder}/onnx/model.onnx")(inputs), logits, atol=1e-5)
+    for path in Path(folder).glob("openvino/*.xml"):
+        values = load_openvino(path)(inputs)
+        np.testing.assert_allclose(values, logits, atol=0.5 if "qint8" in path.name else 0.01)
     local = AutoModelForSequenceClassification.from_pretrained(student)
     assert all(map(torch.equal, model.state_dict().values(), local.state_dict().values()))
     card = ModelCard(files["README.md"].decode())
@@ -127,7 +132,7 @@ def test_the_lines_of_the_card_run(student, tmp_path, capfd):
     ship_student(student, folder, min_agreement=0.5)
     card = ModelCard.load(folder / "README.md").text
     python = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(python) == 1
+    assert len(python) == 1 + bool(find_spec("openvino"))
     for code in python:
         exec(code, names := {})
         assert np.isfinite(np.asarray(names["outputs"][0])).all()
