@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--formats", nargs="+", choices=FORMATS, help=possible)
     add("--min_agreement", type=float, help=agreement)
     add("--max_loss", type=float, default=0.005, help="score that a format may lose (default: 0.005)")
+    add(
+        "--no_calibration",
+        action="store_true",
+        help="leave probabilities as they are (default: calibrated on the rows)",
+    )
     add("--private", nargs="?", type=string_to_bool, const=True, help="make a repository that is created private")
     add = _add_verb(verbs, export, data_flags()).add_argument
     add("model", help="Hub id or folder")

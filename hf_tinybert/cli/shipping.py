@@ -32,13 +32,27 @@ def ship(options: Options) -> Outcome:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if hub_id else options.to)
         shipment = ship_student(
-            options.model, folder, task, rows, options.formats, options.min_agreement, options.max_loss, hub_id
+            options.model,
+            folder,
+            task,
+            rows,
+            options.formats,
+            options.min_agreement,
+            options.max_loss,
+            hub_id,
+            not options.no_calibration,
         )
         address = str(push_folder(folder, hub_id, private=options.private)) if hub_id else str(folder)
     table = [[*HEADER[:-1]], *(file.cells[:-1] for file in shipment.files)]
     notes = [f"{file.format} was not written: {file.note}" for file in shipment.files if file.note]
+    if calibration := shipment.calibration:
+        notes.append(
+            f"Calibration error: {calibration.error:.3f}, {calibration.error_after:.3f} with the temperature "
+            f"{calibration.temperature:.2f}, which is part of the last layer now."
+        )
     text = "\n".join([to_table(table), "", *notes, f"Student: {address}"])
-    values = {"address": address, "rows": shipment.rows, "files": [vars(file) for file in shipment.files]}
+    values = {"address": address, "rows": shipment.rows, "calibration": calibration and vars(calibration)}
+    values |= {"files": [vars(file) for file in shipment.files]}
     return Outcome(text, values, int(bool(shipment.refused)))
 
 

@@ -57,6 +57,7 @@ def to_notes(
         f"Retained and agreement are against the teacher in {engine}; 95 %: bootstrap interval over examples. Student "
         f"− teacher in {engine}: {', '.join(differences)}.",
         *_engine_notes(measurements),
+        *_calibration_notes(measurements),
         *_class_notes(student),
         f"{rows} rows of {lengths['mean']:.0f} tokens on average, {lengths['max']:.0f} at most. ms: forward of one "
         f"row; rows/s: in batches of {batch_size}; GFLOP: one row of {lengths['flops']:.0f} tokens. "
@@ -76,6 +77,17 @@ def _engine_notes(measurements: Sequence[Measurement]) -> list[str]:
                 "format looks for another choice, or refuses it."
             )
     return notes
+
+
+def _calibration_notes(measurements: Sequence[Measurement]) -> list[str]:
+    """The expected calibration errors of teacher and student in the first engine."""
+    measured = [m for m in measurements if m.calibration and m.engine == measurements[0].engine]
+    errors = [
+        f"{m.model} {m.calibration.error:.3f}, {m.calibration.error_after:.3f} at temperature "
+        f"{m.calibration.temperature:.2f}"
+        for m in measured
+    ]
+    return [f"Expected calibration error of the probabilities: {'; '.join(errors)}."] if errors else []
 
 
 def _class_notes(student: Measurement) -> list[str]:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.calibration import Calibration
 from ..evaluation.comparison import Agreement
 from ..evaluation.engines import Run, predict, torch_forward
 from ..evaluation.rows import Batch, EvaluationRows
@@ -19,6 +20,7 @@ from ..formats.layout import ONNX, WEIGHTS, files_of, size_of
 from ..formats.onnx_export import export_onnx, halve_onnx, load_onnx
 from ..formats.onnx_int8 import Int8Graph, quantize_onnx
 from ..formats.openvino_export import export_openvino, load_openvino, quantize_openvino
+from ..formats.temperature import fold_temperature
 from ..lineage import is_hub_id
 from ..models.forward import evaluation_mode
 from ..models.loading import load_tokenizer
@@ -32,6 +34,7 @@ FORMATS = ("onnx", "int8", "fp16", "openvino", "openvino_int8")
 CONVERTERS = {"fp16": halve_onnx, "openvino": export_openvino, "openvino_int8": quantize_openvino}
 CARD = "README.md"
 BATCH_SIZE = 32
+MIN_DECISIONS = 100  # that a temperature is fitted on
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Shipment:
         files: The file of transformers, and that of each format or why it was refused.
         int8: The int8 graph, with what was tried; None without one.
         rows: The number of held-out rows that files were scored on.
+        calibration: That of the student as it was; its temperature was folded into the files. None if none was.
     """
 
     folder: Path
     files: tuple[ShippedFile, ...]
     int8: Int8Graph | None
     rows: int
+    calibration: Calibration | None
 
     @property
     def refused(self) -> list[str]:
@@ -65,6 +70,7 @@ def ship_student(
     min_agreement: float | None = None,
     max_loss: float = 0.005,
     hub_id: str | None = None,
+    calibrate: bool = True,
 ) -> Shipment:
     """Write a student in the layout that other runtimes look for (`formats.layout`).
 
@@ -82,6 +88,9 @@ def ship_student(
         min_agreement: The lowest agreement that is allowed, as in `export_onnx`.
         max_loss: The score that a format may lose, default half a point.
         hub_id: The id that the folder will be pushed to, for the card.
+        calibrate: Whether the temperature with the highest likelihood on the rows is folded into the last layer, so
+            that softmax of the logits of every format is calibrated; answers stay the same. It needs 100 decisions,
+            and has to lower the calibration error (`Calibration.error_after`).
 
     Returns:
         What was written.
@@ -102,28 +111,51 @@ def ship_student(
     name, on_hub = (hub_id, True) if hub_id else (str(folder), False)
     card = _card(student, tag, name)
     tokens = None if task is None else task.tokenize(rows, tokenizer)
+    calibration = _calibration(model, tokenizer, tokens) if calibrate and tokens is not None else None
+    if calibration:
+        model = fold_temperature(model, calibration.temperature)
     export_onnx(model, tokenizer, folder, calibration_dataset=tokens, min_agreement=min_agreement)
-    if not (Path(student).exists() and folder.samefile(student)):
+    if calibration or not (Path(student).exists() and folder.samefile(student)):
         model.save_pretrained(folder)
     files = [_file(folder, "transformers", folder / WEIGHTS), _file(folder, "onnx", folder / ONNX)]
-    int8 = None
-    for kind in (kind for kind in FORMATS if kind in formats and kind != "onnx"):
-        try:
-            if kind == "int8":
-                int8 = quantize_onnx(folder, tokens, min_agreement)
-                path = int8.path
-            else:
-                path = CONVERTERS[kind](folder, tokens, min_agreement)
-            files.append(_file(folder, kind, path))
-        except ValueError as refusal:
-            files.append(ShippedFile(kind, None, note=str(refusal)))
+    converted, int8 = _convert(folder, [kind for kind in FORMATS if kind in formats], tokens, min_agreement)
+    files += converted
     if tokens is not None:
         with evaluation_mode(model):
             files = _scored(files, folder, model, tokenizer, task.scorer(rows, tokens), tokens, max_loss)
-    shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows))
-    tried = int8.to_markdown() if int8 else ""
-    with_files(card, files, tag, name, on_hub, shipment.rows, tried).save(folder / CARD)
+    shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows), calibration)
+    with_files(card, files, tag, name, on_hub, shipment.rows, _notes(shipment)).save(folder / CARD)
     return shipment
+
+
+def _convert(
+    folder: Path, formats: Sequence[str], tokens: datasets.Dataset | None, min_agreement: float | None
+) -> tuple[list[ShippedFile], Int8Graph | None]:
+    """The files that are made from the float32 graph, and the int8 graph."""
+    files, int8 = [], None
+    for kind in formats:
+        try:
+            if kind == "int8":
+                int8 = quantize_onnx(folder, tokens, min_agreement)
+                files.append(_file(folder, kind, int8.path))
+            elif kind in CONVERTERS:
+                files.append(_file(folder, kind, CONVERTERS[kind](folder, tokens, min_agreement)))
+        except ValueError as refusal:
+            files.append(ShippedFile(kind, None, note=str(refusal)))
+    return files, int8
+
+
+def _notes(shipment: Shipment) -> list[str]:
+    """What the card says below the table of files."""
+    notes = []
+    if shipment.int8:
+        notes.append(f"The int8 choices that were tried:\n\n{shipment.int8.to_markdown()}")
+    if calibration := shipment.calibration:
+        notes.append(
+            f"Probabilities are calibrated: the temperature {calibration.temperature:.2f} is part of the last layer. "
+            f"Their expected calibration error is {calibration.error_after:.3f}; it was {calibration.error:.3f}."
+        )
+    return notes
 
 
 def _possible_formats(with_rows: bool) -> list[str]:
@@ -145,6 +177,23 @@ def _card(student: str | os.PathLike, task: str, name: str) -> ModelCard:
     return ModelCard(f"---\n{metadata}\n---\n\n# {Path(name).name}\n{how_to_use}")
 
 
+def _calibration(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, tokens: datasets.Dataset
+) -> Calibration | None:
+    """The calibration of the student on the rows; None if a temperature does not help, or cannot be fitted."""
+    run = Run("student", "transformers", torch_forward(model), 0)
+    rows, agreement = EvaluationRows(tokens, [model], processing_class), _agreement(model, 1)
+    with evaluation_mode(model):
+        calibration = predict([run], rows, BATCH_SIZE, agreement).calibrations[0]
+    if calibration is None or calibration.decisions < MIN_DECISIONS:
+        return None
+    return calibration if calibration.error_after < calibration.error else None
+
+
+def _agreement(model: PreTrainedModel, runs: int) -> Agreement:
+    return Agreement(prediction_head_of(model), model.config.id2label, runs)
+
+
 def _file(folder: Path, name: str, path: Path) -> ShippedFile:
     return ShippedFile(name, path.relative_to(folder).as_posix(), size_of(path) / 1e6)
 
@@ -163,8 +212,8 @@ def _scored(
     runs = [
         Run("student", file.format, _forward(folder, file, model), round(1e6 * file.megabytes)) for file in written
     ]
-    agreement = Agreement(prediction_head_of(model), model.config.id2label, len(runs))
-    outputs = predict(runs, EvaluationRows(tokens, [model], processing_class), BATCH_SIZE, agreement)
+    rows = EvaluationRows(tokens, [model], processing_class)
+    outputs = predict(runs, rows, BATCH_SIZE, _agreement(model, len(runs)))
     scores = [scorer(prediction)["score"] for prediction in outputs.predictions]
     measured = {}
     for file, score, value in zip(written, scores, outputs.engine_agreement, strict=True):

@@ -77,7 +77,7 @@ def with_files(
     name: str,
     on_hub: bool = False,
     rows: int = 0,
-    int8: str = "",
+    notes: Sequence[str] = (),
 ) -> ModelCard:
     """A card whose last section lists the files; an earlier one of that name is replaced.
 
@@ -88,7 +88,7 @@ def with_files(
         name: What the student is loaded by: a folder or an id of the Hub.
         on_hub: Whether `name` is an id of the Hub.
         rows: The number of held-out rows that agreement and score were measured on; 0 if they were not.
-        int8: The table of int8 choices that were tried.
+        notes: Paragraphs below the table.
 
     Returns:
         A new card.
@@ -102,7 +102,7 @@ def with_files(
         SECTION,
         table,
         f"Score, and agreement with torch, on {rows:,} held-out rows." if rows else "",
-        f"The int8 choices that were tried:\n\n{int8}" if int8 else "",
+        *notes,
         *_snippets(written, task, name, on_hub),
     ]
     described.text = "\n\n".join(filter(None, parts)) + "\n"

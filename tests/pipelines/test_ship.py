@@ -17,7 +17,7 @@ from hf_tinybert import TextClassification, load_onnx, load_openvino, ship_stude
 from hf_tinybert.cli import main
 from hf_tinybert.pipelines import ship
 
-TEXTS = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(48)]
+TEXTS = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(120)]
 LABELS = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
 REVIEWS = TextClassification("reviews", ("review",), ("bad", "good"))
 
@@ -39,11 +39,11 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(student):
-    """Rows whose labels are the student's answers, but for every fifth."""
+    """Rows whose labels are the student's answers, but for every third."""
     model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     with torch.no_grad():
         answers = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
-    labels = [answer if i % 5 else 1 - answer for i, answer in enumerate(answers)]
+    labels = [answer if i % 3 else 1 - answer for i, answer in enumerate(answers)]
     rows = Dataset.from_dict({"review": TEXTS, "label": labels})
     return rows.cast_column("label", ClassLabel(names=["bad", "good"]))
 
@@ -61,9 +61,10 @@ def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     }
     torch_file, onnx_file, int8_file, refused = shipment.files
     assert (torch_file.agreement, onnx_file.agreement) == (1, 1)
-    assert torch_file.score == onnx_file.score == pytest.approx(38 / 48)
+    assert torch_file.score == onnx_file.score == pytest.approx(80 / 120)
     assert int8_file.megabytes == pytest.approx((folder / "onnx/model_quantized.onnx").stat().st_size / 1e6)
     assert refused.note == "too bad"
+    assert_calibrated(student, folder, rows, shipment.calibration)
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "mit"
     assert card.data.tags == ["films", "onnx", "transformers.js"]
@@ -71,14 +72,31 @@ def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     assert "| fp16 | – | – | – | – | too bad |" in card.text
     assert shipment.int8.to_markdown() in card.text
     # Again, into its own folder: the section is replaced, and a format that loses too much score is removed.
-    weights = (folder / "model.safetensors").read_bytes()
+    weights, temperature = (folder / "model.safetensors").read_bytes(), shipment.calibration.temperature
     monkeypatch.setattr(ship, "load_onnx", lambda path: with_wrong_answers(load_onnx(path), "quantized" in path.name))
-    again = ship_student(folder, folder, REVIEWS, rows, ["int8"], 0.5)
+    again = ship_student(folder, folder, REVIEWS, rows, ["int8"], 0.5, calibrate=False)
     assert again.refused == ["int8"]
-    assert re.search(r"its score of .* is more than max_loss=0\.005 below 0\.79", again.files[-1].note)
+    assert re.search(r"its score of .* is more than max_loss=0\.005 below 0\.6667", again.files[-1].note)
     assert not (folder / "onnx/model_quantized.onnx").exists()
     assert ModelCard.load(folder / "README.md").text.count("## Files") == 1
     assert (folder / "model.safetensors").read_bytes() == weights
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.logit_temperature == temperature
+
+
+def assert_calibrated(student, folder, rows, calibration):
+    """The temperature is in the logits of torch and of ONNX Runtime, and makes the labels likelier."""
+    assert calibration.temperature != pytest.approx(1, abs=0.05)
+    inputs = AutoTokenizer.from_pretrained(student)(TEXTS, padding=True, return_tensors="pt")
+    before, after = (AutoModelForSequenceClassification.from_pretrained(path).eval() for path in (student, folder))
+    with torch.no_grad():
+        logits, divided = (model(**inputs).logits for model in (before, after))
+    torch.testing.assert_close(divided, logits / calibration.temperature)
+    exported = load_onnx(folder / "onnx/model.onnx")({name: values.numpy() for name, values in inputs.items()})
+    np.testing.assert_allclose(exported, divided, atol=1e-5)
+    losses = [
+        torch.nn.functional.cross_entropy(values, torch.tensor(rows["label"][:])) for values in (divided, logits)
+    ]
+    assert losses[0] < losses[1]
 
 
 def refuse(*arguments):
@@ -117,7 +135,7 @@ def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, r
         values = load_openvino(path)(inputs)
         np.testing.assert_allclose(values, logits, atol=0.5 if "qint8" in path.name else 0.01)
     local = AutoModelForSequenceClassification.from_pretrained(student)
-    assert all(map(torch.equal, model.state_dict().values(), local.state_dict().values()))
+    assert all(map(torch.equal, model.bert.state_dict().values(), local.bert.state_dict().values()))
     card = ModelCard(files["README.md"].decode())
     (code,) = re.findall(r"With ONNX Runtime:\n\n```python\n(.*?)```", card.text, re.DOTALL)
     names: dict = {}
