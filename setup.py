@@ -21,7 +21,7 @@ setup(
     license_files=["hf_tinybert/LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
-    package_data={"hf_tinybert": ["LICENSE"]},
+    package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=5.23,<6",

@@ -13,12 +13,11 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.hf_argparser import string_to_bool
 
-from ..pipelines.ship import FORMATS
 from ..training.arguments import flag_parser
 from ..version import __version__
 from .flags import augmentation_flags, data_flags, student_flags, with_config
 from .inputs import Options
-from .shipping import export, ship
+from .shipping import export, export_flags, ship, ship_flags
 from .terminal import Outcome, is_first_process, running
 from .verbs import augment, distill, doctor, evaluate, push, report
 
@@ -60,26 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
     )
-    agreement = "lowest share of equal answers (default: 0.98; correlation: 0.99)"
-    add = _add_verb(verbs, ship, data_flags()).add_argument
-    add("model", metavar="STUDENT", help="Hub id or folder")
-    add("--to", required=True, metavar="FOLDER", help="folder to write, or hf://USER/NAME, a repository of the Hub")
-    possible = "formats to write (default: all for which packages are installed, openvino_int8 with data alone)"
-    add("--formats", nargs="+", choices=FORMATS, help=possible)
-    add("--min_agreement", type=float, help=agreement)
-    add("--max_loss", type=float, default=0.005, help="score that a format may lose (default: 0.005)")
-    add(
-        "--no_calibration",
-        action="store_true",
-        help="leave probabilities as they are (default: calibrated on the rows)",
-    )
-    add("--private", nargs="?", type=string_to_bool, const=True, help="make a repository that is created private")
-    add = _add_verb(verbs, export, data_flags()).add_argument
-    add("model", help="Hub id or folder")
-    add("--output_dir", type=Path, required=True, help="folder to write")
-    formats, some = [*FORMATS, "safetensors_fp16"], ["onnx", "int8", "fp16"]
-    add("--formats", nargs="+", choices=formats, default=some, help="formats to write (default: onnx int8 fp16)")
-    add("--min_agreement", type=float, help=agreement)
+    _add_verb(verbs, ship, data_flags(), ship_flags())
+    _add_verb(verbs, export, data_flags(), export_flags())
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")
