@@ -5,7 +5,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,11 +50,13 @@ class Int8Attempt:
         choice: The choice.
         megabytes: The size of the file.
         agreement: The agreement with float32; None if it was not measured.
+        passed: Whether it passed the quality gate and was accepted.
     """
 
     choice: Int8Choice
     megabytes: float
     agreement: float | None
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,16 @@ class Int8Graph:
             value = "–" if attempt.agreement is None else f"{attempt.agreement:.4f}"
             lines.append(
                 f"| {choice.weights} bits | {choice.embeddings} bits | {layers} | {attempt.megabytes:.1f} | {value} | "
-                f"{'written' if attempt is self.chosen else ''} |"
+                f"{'written' if attempt is self.chosen else 'passed' if attempt.passed else 'refused'} |"
             )
         return "\n".join(lines)
 
 
 def quantize_onnx(
-    folder: str | os.PathLike, calibration_dataset: Dataset | None = None, min_agreement: float | None = None
+    folder: str | os.PathLike,
+    calibration_dataset: Dataset | None = None,
+    min_agreement: float | None = None,
+    accept: Callable[[Path], bool] | None = None,
 ) -> Int8Graph:
     """Quantise the graph that `export_onnx` wrote to int8.
 
@@ -108,6 +113,8 @@ def quantize_onnx(
             little about real ones.
         min_agreement: The lowest agreement that is allowed, as in `export_onnx`. With 0 nothing is compared, and the
             first choice is written.
+        accept: Called with the file of a choice that passes; returns whether it may be written, for example because it
+            scores as well as the model. Default: every choice that passes.
 
     Returns:
         The path of `onnx/model_quantized.onnx` in the same folder, and what was tried.
@@ -124,7 +131,7 @@ def quantize_onnx(
     if gate:
         warn_of_few_rows(gate.rows, ONNX_INT8)
     with tempfile.TemporaryDirectory(dir=folder) as written:
-        attempts, chosen = _search(graph, gate, Path(written))
+        attempts, chosen = _search(graph, gate, Path(written), accept or (lambda path: True))
         os.replace(Path(written, f"{attempts.index(chosen)}.onnx"), folder / ONNX_INT8)
     result = Int8Graph(folder / ONNX_INT8, tuple(attempts), chosen)
     if gate:
@@ -144,7 +151,9 @@ def _with_shapes(graph: "onnx.ModelProto") -> "onnx.ModelProto":
         return onnx.load(path)
 
 
-def _search(graph: "onnx.ModelProto", gate: QualityGate | None, folder: Path) -> tuple[list[Int8Attempt], Int8Attempt]:
+def _search(
+    graph: "onnx.ModelProto", gate: QualityGate | None, folder: Path, accept: Callable[[Path], bool]
+) -> tuple[list[Int8Attempt], Int8Attempt]:
     """All attempts, whose files are `0.onnx`, `1.onnx`, … in `folder`, and the one to write."""
     attempts: list[Int8Attempt] = []
 
@@ -152,20 +161,19 @@ def _search(graph: "onnx.ModelProto", gate: QualityGate | None, folder: Path) ->
         path = folder / f"{len(attempts)}.onnx"
         quantize(graph, choice, path)
         value = gate.measure(graph_forward(open_session(path))) if gate else None
-        attempts.append(Int8Attempt(choice, path.stat().st_size / 1e6, value))
+        passed = gate is None or (value >= gate.min_agreement and accept(path))
+        attempts.append(Int8Attempt(choice, path.stat().st_size / 1e6, value, passed))
         return attempts[-1]
 
     if gate is None:
         return attempts, attempt(Int8Choice())
-    chosen = None
-    for choice in _choices(graph, gate):
-        if attempt(choice).agreement >= gate.min_agreement:
-            chosen = attempts[-1]
-            break
+    chosen = next((tried for tried in map(attempt, _choices(graph, gate)) if tried.passed), None)
     if chosen is None:
-        gate.check(ONNX_INT8, max(attempt.agreement for attempt in attempts))
-    if gate.rows.real and attempt(replace(chosen.choice, embeddings=4)).agreement >= gate.min_agreement:
-        chosen = attempts[-1]
+        gate.check(ONNX_INT8, max(tried.agreement for tried in attempts))
+        raise ValueError(f"None of the {len(attempts)} choices of int8 is accepted: {ONNX_INT8} was not written.")
+    if gate.rows.real:
+        smaller = attempt(replace(chosen.choice, embeddings=4))
+        chosen = smaller if smaller.passed else chosen
     return attempts, chosen
 
 

@@ -1,8 +1,10 @@
 """A student as an OpenVINO model, with weights in float16 or in int8."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +87,8 @@ def quantize_openvino(
         raise ValueError(f"{OPENVINO_INT8} needs rows of the task for the ranges of activations: pass rows.")
     model = _convert(folder)
     gate = gate_of_folder(folder, calibration_dataset, min_agreement)
-    with tempfile.TemporaryDirectory(dir=folder) as written:
+    # NNCF draws its progress bars on stdout.
+    with tempfile.TemporaryDirectory(dir=folder) as written, redirect_stdout(sys.stderr):
         values = []
         for quantized in _int8_choices(model, gate):
             values.append(_save(quantized, Path(written, OPENVINO_INT8), gate))

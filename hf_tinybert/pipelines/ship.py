@@ -7,15 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
-import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel
 
 from ..evaluation.calibration import Calibration
 from ..evaluation.comparison import Agreement
-from ..evaluation.engines import Run, predict, torch_forward
-from ..evaluation.rows import Batch, EvaluationRows
+from ..evaluation.engines import Run, RunOutputs, predict, torch_forward
+from ..evaluation.rows import EvaluationRows
 from ..formats.layout import ONNX, WEIGHTS, files_of, size_of
 from ..formats.onnx_export import export_onnx, halve_onnx, load_onnx
 from ..formats.onnx_int8 import Int8Graph, quantize_onnx
@@ -59,6 +58,66 @@ class Shipment:
     def refused(self) -> list[str]:
         """The formats that were not written."""
         return [file.format for file in self.files if file.path is None]
+
+
+@dataclass
+class HeldOutRows:
+    """Labelled rows on which formats are scored.
+
+    Attributes:
+        model: The student.
+        rows: The rows.
+        scorer: The scores of predictions; `score` counts.
+        max_loss: The score that a format may lose.
+    """
+
+    model: PreTrainedModel
+    rows: EvaluationRows
+    scorer: Callable[[EvalPrediction], Mapping[str, float]]
+    max_loss: float
+
+    def calibration(self) -> Calibration | None:
+        """The calibration of the student; None if a temperature does not help, or cannot be fitted."""
+        (calibration,) = self._predict(self._torch()).calibrations
+        if calibration is None or calibration.decisions < MIN_DECISIONS:
+            return None
+        return calibration if calibration.error_after < calibration.error else None
+
+    def accepts(self, path: Path) -> bool:
+        """Whether a file scores as the student does, but for `max_loss`."""
+        exact, score = self._scores(self._predict(self._torch(), _run(path.name, path)))
+        return exact - score <= self.max_loss
+
+    def score(self, files: Sequence[ShippedFile], folder: Path) -> list[ShippedFile]:
+        """The files with their agreement and score; those that lose more than `max_loss` are removed."""
+        written = [file for file in files if file.path and file.format != "transformers"]
+        runs = [_run(file.format, folder / file.path) for file in written]
+        outputs = self._predict(self._torch(), *runs)
+        exact, *scores = self._scores(outputs)
+        measured = {"transformers": replace(files[0], score=exact, agreement=1.0)}
+        for file, score, value in zip(written, scores, outputs.engine_agreement[1:], strict=True):
+            measured[file.format] = replace(file, score=score, agreement=value)
+            if exact - score > self.max_loss:
+                for part in files_of(folder / file.path):
+                    part.unlink()
+                note = f"its score of {score:.4f} is more than max_loss={self.max_loss:g} below {exact:.4f}"
+                measured[file.format] = ShippedFile(file.format, None, file.megabytes, value, score, note)
+        return [measured.get(file.format, file) for file in files]
+
+    def _torch(self) -> Run:
+        return Run("student", "transformers", torch_forward(self.model), 0)
+
+    def _predict(self, *runs: Run) -> RunOutputs:
+        agreement = Agreement(prediction_head_of(self.model), self.model.config.id2label, len(runs))
+        with evaluation_mode(self.model):
+            return predict(runs, self.rows, BATCH_SIZE, agreement)
+
+    def _scores(self, outputs: RunOutputs) -> list[float]:
+        return [self.scorer(prediction)["score"] for prediction in outputs.predictions]
+
+
+def _run(name: str, path: Path) -> Run:
+    return Run("student", name, (load_openvino if path.suffix == ".xml" else load_onnx)(path), size_of(path))
 
 
 def ship_student(
@@ -111,32 +170,39 @@ def ship_student(
     name, on_hub = (hub_id, True) if hub_id else (str(folder), False)
     card = _card(student, tag, name)
     tokens = None if task is None else task.tokenize(rows, tokenizer)
-    calibration = _calibration(model, tokenizer, tokens) if calibrate and tokens is not None else None
+    held_out = None
+    if tokens is not None:
+        held_out = HeldOutRows(model, EvaluationRows(tokens, [model], tokenizer), task.scorer(rows, tokens), max_loss)
+    calibration = held_out.calibration() if calibrate and held_out else None
     if calibration:
         model = fold_temperature(model, calibration.temperature)
     export_onnx(model, tokenizer, folder, calibration_dataset=tokens, min_agreement=min_agreement)
     if calibration or not (Path(student).exists() and folder.samefile(student)):
         model.save_pretrained(folder)
     files = [_file(folder, "transformers", folder / WEIGHTS), _file(folder, "onnx", folder / ONNX)]
-    converted, int8 = _convert(folder, [kind for kind in FORMATS if kind in formats], tokens, min_agreement)
+    accept = held_out.accepts if held_out else None
+    converted, int8 = _convert(folder, [kind for kind in FORMATS if kind in formats], tokens, min_agreement, accept)
     files += converted
-    if tokens is not None:
-        with evaluation_mode(model):
-            files = _scored(files, folder, model, tokenizer, task.scorer(rows, tokens), tokens, max_loss)
+    if held_out:
+        files = held_out.score(files, folder)
     shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows), calibration)
     with_files(card, files, tag, name, on_hub, shipment.rows, _notes(shipment)).save(folder / CARD)
     return shipment
 
 
 def _convert(
-    folder: Path, formats: Sequence[str], tokens: datasets.Dataset | None, min_agreement: float | None
+    folder: Path,
+    formats: Sequence[str],
+    tokens: datasets.Dataset | None,
+    min_agreement: float | None,
+    accept: Callable[[Path], bool] | None,
 ) -> tuple[list[ShippedFile], Int8Graph | None]:
     """The files that are made from the float32 graph, and the int8 graph."""
     files, int8 = [], None
     for kind in formats:
         try:
             if kind == "int8":
-                int8 = quantize_onnx(folder, tokens, min_agreement)
+                int8 = quantize_onnx(folder, tokens, min_agreement, accept)
                 files.append(_file(folder, kind, int8.path))
             elif kind in CONVERTERS:
                 files.append(_file(folder, kind, CONVERTERS[kind](folder, tokens, min_agreement)))
@@ -177,56 +243,5 @@ def _card(student: str | os.PathLike, task: str, name: str) -> ModelCard:
     return ModelCard(f"---\n{metadata}\n---\n\n# {Path(name).name}\n{how_to_use}")
 
 
-def _calibration(
-    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, tokens: datasets.Dataset
-) -> Calibration | None:
-    """The calibration of the student on the rows; None if a temperature does not help, or cannot be fitted."""
-    run = Run("student", "transformers", torch_forward(model), 0)
-    rows, agreement = EvaluationRows(tokens, [model], processing_class), _agreement(model, 1)
-    with evaluation_mode(model):
-        calibration = predict([run], rows, BATCH_SIZE, agreement).calibrations[0]
-    if calibration is None or calibration.decisions < MIN_DECISIONS:
-        return None
-    return calibration if calibration.error_after < calibration.error else None
-
-
-def _agreement(model: PreTrainedModel, runs: int) -> Agreement:
-    return Agreement(prediction_head_of(model), model.config.id2label, runs)
-
-
 def _file(folder: Path, name: str, path: Path) -> ShippedFile:
     return ShippedFile(name, path.relative_to(folder).as_posix(), size_of(path) / 1e6)
-
-
-def _scored(
-    files: Sequence[ShippedFile],
-    folder: Path,
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    scorer: Callable[[EvalPrediction], Mapping[str, float]],
-    tokens: datasets.Dataset,
-    max_loss: float,
-) -> list[ShippedFile]:
-    """The files with their agreement and score; those that lose more than `max_loss` are removed."""
-    written = [file for file in files if file.path]
-    runs = [
-        Run("student", file.format, _forward(folder, file, model), round(1e6 * file.megabytes)) for file in written
-    ]
-    rows = EvaluationRows(tokens, [model], processing_class)
-    outputs = predict(runs, rows, BATCH_SIZE, _agreement(model, len(runs)))
-    scores = [scorer(prediction)["score"] for prediction in outputs.predictions]
-    measured = {}
-    for file, score, value in zip(written, scores, outputs.engine_agreement, strict=True):
-        measured[file.format] = replace(file, score=score, agreement=value)
-        if scores[0] - score > max_loss:
-            for part in files_of(folder / file.path):
-                part.unlink()
-            note = f"its score of {score:.4f} is more than max_loss={max_loss:g} below {scores[0]:.4f}"
-            measured[file.format] = ShippedFile(file.format, None, file.megabytes, value, score, note)
-    return [measured.get(file.format, file) for file in files]
-
-
-def _forward(folder: Path, file: ShippedFile, model: PreTrainedModel) -> Callable[[Batch], np.ndarray]:
-    if file.format == "transformers":
-        return torch_forward(model)
-    return (load_openvino if file.path.endswith(".xml") else load_onnx)(folder / file.path)

@@ -110,6 +110,12 @@ def test_nothing_is_written_if_no_choice_passes(served, tmp_path):
         with pytest.raises(ValueError, match=rf"model_quantized.onnx gives .*% .* {says}: less than min_.*=1\.01"):
             quantize_onnx(folder, dataset, 1.01)
         assert contents(folder) == before
+    with pytest.raises(ValueError, match="None of the 5 choices of int8 is accepted"):
+        quantize_onnx(folder, real_rows(), 0.1, lambda path: False)
+    assert contents(folder) == before
+    result = quantize_onnx(folder, real_rows(), 0.1, lambda path: path.name == "1.onnx")
+    assert [attempt.passed for attempt in result.attempts] == [False, True, False]
+    assert result.chosen is result.attempts[1]
     result = quantize_onnx(folder, min_agreement=0)
     assert [attempt.agreement for attempt in result.attempts] == [None]
     assert result.path.exists()

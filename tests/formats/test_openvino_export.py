@@ -40,10 +40,11 @@ def test_a_refused_model_leaves_nothing(served, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 500])
-def test_int8_passes_the_gate(served, tmp_path, scale):
+def test_int8_passes_the_gate(served, tmp_path, capsys, scale):
     folder = with_outlier(served, tmp_path / "out", scale)
     path = quantize_openvino(folder, real_rows(), 0.95)
     assert path == folder / OPENVINO_INT8
+    assert capsys.readouterr().out == ""
     inputs, exact = random_inputs(NAMES, 256, 12), load_openvino(export_openvino(folder, min_agreement=0))
     assert (load_openvino(path)(inputs).argmax(1) == exact(inputs).argmax(1)).mean() > 0.9
     sizes = [(folder / name).with_suffix(".bin").stat().st_size for name in (OPENVINO, OPENVINO_INT8)]

@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import torch
 from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard, snapshot_download
-from javascript import run_node, transformers_js  # noqa: F401
+from javascript import pipeline, run_node, transformers_js  # noqa: F401
+from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from hf_tinybert import TextClassification, load_onnx, load_openvino, ship_student
+from hf_tinybert import TextClassification, halve_onnx, load_onnx, load_openvino, ship_student
 from hf_tinybert.cli import main
 from hf_tinybert.pipelines import ship
 
-TEXTS = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(120)]
+TEXTS = [f"the {WORDS[i % 2]} {WORDS[2 + i % 3]} {WORDS[i % 10]}" for i in range(200)]
 LABELS = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
 REVIEWS = TextClassification("reviews", ("review",), ("bad", "good"))
 
@@ -61,7 +63,7 @@ def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     }
     torch_file, onnx_file, int8_file, refused = shipment.files
     assert (torch_file.agreement, onnx_file.agreement) == (1, 1)
-    assert torch_file.score == onnx_file.score == pytest.approx(80 / 120)
+    assert torch_file.score == onnx_file.score == pytest.approx(133 / 200)
     assert int8_file.megabytes == pytest.approx((folder / "onnx/model_quantized.onnx").stat().st_size / 1e6)
     assert refused.note == "too bad"
     assert_calibrated(student, folder, rows, shipment.calibration)
@@ -73,11 +75,13 @@ def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     assert shipment.int8.to_markdown() in card.text
     # Again, into its own folder: the section is replaced, and a format that loses too much score is removed.
     weights, temperature = (folder / "model.safetensors").read_bytes(), shipment.calibration.temperature
-    monkeypatch.setattr(ship, "load_onnx", lambda path: with_wrong_answers(load_onnx(path), "quantized" in path.name))
-    again = ship_student(folder, folder, REVIEWS, rows, ["int8"], 0.5, calibrate=False)
-    assert again.refused == ["int8"]
-    assert re.search(r"its score of .* is more than max_loss=0\.005 below 0\.6667", again.files[-1].note)
-    assert not (folder / "onnx/model_quantized.onnx").exists()
+    monkeypatch.setattr(ship, "load_onnx", lambda path: with_wrong_answers(load_onnx(path), path.name != "model.onnx"))
+    monkeypatch.setitem(ship.CONVERTERS, "fp16", halve_onnx)
+    again = ship_student(folder, folder, REVIEWS, rows, ["int8", "fp16"], 0.5, calibrate=False)
+    assert again.refused == ["int8", "fp16"]
+    assert re.search(r"None of the \d choices of int8 is accepted", again.files[-2].note)
+    assert re.search(r"its score of .* is more than max_loss=0\.005 below 0\.665", again.files[-1].note)
+    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
     assert ModelCard.load(folder / "README.md").text.count("## Files") == 1
     assert (folder / "model.safetensors").read_bytes() == weights
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.logit_temperature == temperature
@@ -116,6 +120,7 @@ def test_what_is_not_understood_is_refused_before_anything_is_written(student, r
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("transformers_js")
 def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows.to_parquet("reviews.parquet")
@@ -134,6 +139,9 @@ def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, r
     for path in Path(folder).glob("openvino/*.xml"):
         values = load_openvino(path)(inputs)
         np.testing.assert_allclose(values, logits, atol=0.5 if "qint8" in path.name else 0.01)
+    answers = pipeline("text-classification", Path(folder), [[text] for text in TEXTS], call={"top_k": 2})
+    probabilities = [[entry["score"] for entry in sorted(row, key=itemgetter("label"))] for row in answers]
+    np.testing.assert_allclose(probabilities, softmax(logits, -1), atol=1e-4)
     local = AutoModelForSequenceClassification.from_pretrained(student)
     assert all(map(torch.equal, model.bert.state_dict().values(), local.bert.state_dict().values()))
     card = ModelCard(files["README.md"].decode())
