@@ -47,11 +47,11 @@ def in_browser(
 def _served(folder: Path, packages: Path) -> Iterator[str]:
     page = folder / "page"
     write_demo(page, folder, "latency", transformers_js=packages)
-    for name in ("latency.html", "latency_measure.js"):
-        shutil.copy(HERE / name, page)
+    shutil.copy(HERE / "latency_measure.js", page)
+    shutil.copy(HERE / "latency_page.js", page / "script.js")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Isolated, directory=page)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/latency.html"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 

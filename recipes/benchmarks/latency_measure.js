@@ -23,4 +23,4 @@ async function measure({ AutoModelForSequenceClassification, AutoTokenizer }, se
   return results;
 }
 
-if (typeof module !== "undefined") module.exports = { measure };
+globalThis.measure = measure;

@@ -1,5 +1,5 @@
 // Measure in Node, or with `url` in headless Chromium, and print JSON. NODE_PATH names the folder of the packages.
-const { measure } = require("./latency_measure.js");
+require("./latency_measure.js");
 
 const { chromium, url, threads, ...settings } = JSON.parse(process.argv[2]);
 

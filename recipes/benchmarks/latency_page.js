@@ -1,19 +1,7 @@
-<!doctype html>
-<meta charset="utf-8">
-<title>Latency</title>
-<link rel="icon" href="data:,">
-<script type="importmap">
-{
-  "imports": {
-    "onnxruntime-common": "./transformers.js/ort.wasm.min.mjs",
-    "onnxruntime-web/webgpu": "./transformers.js/ort.wasm.min.mjs",
-    "transformers.js": "./transformers.js/transformers.web.min.js"
-  }
-}
-</script>
-<script src="latency_measure.js"></script>
-<script type="module">
+// Takes the place of the script of the demo's page: `window.run` measures in WebAssembly.
 import * as transformers from "transformers.js";
+import "./latency_measure.js";
+
 const { env } = transformers;
 const here = new URL(".", location.href);
 env.allowRemoteModels = env.useBrowserCache = false;
@@ -25,4 +13,3 @@ window.run = ({ threads, ...settings }) => {
   return measure(transformers, { ...settings, device: "wasm" });
 };
 window.ready = true;
-</script>
