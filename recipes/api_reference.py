@@ -107,7 +107,7 @@ def members(item: griffe.Class) -> Iterator[str]:
         yield "**Properties:**"
         yield "\n".join(f"- `{p.name}`: {indent(p.docstring.value, '  ').lstrip()}" for p in properties)
     for method in (member for member in documented if member.is_function):
-        yield f"#### {item.name}.{method.name}"
+        yield f"#### `{item.name}.{method.name}`"
         yield call(method.name if "classmethod" not in method.labels else f"{item.name}.{method.name}", method)
         yield from sections(method)
 
@@ -116,7 +116,7 @@ def entry(package: griffe.Module, path: str) -> Iterator[str]:
     """One name with all that it has."""
     item = package[path]
     item = item.final_target if item.is_alias else item
-    yield f"### {item.name}"
+    yield f"### `{item.name}`"
     bases = [f"`{base}`" for base in item.bases] if item.is_class else []
     source = item.relative_package_filepath
     yield f"[{source}](../../{source})" + (f", a subclass of {', '.join(bases)}" if bases else "")
@@ -138,7 +138,7 @@ def page() -> str:
         contents.append(f"- [{group}](#{group.lower().replace(' ', '-')}): {', '.join(f'`{n}`' for n in listed)}")
         parts += [f"## {group}", *chain.from_iterable(entry(package, path) for path in paths.split())]
     text = "\n\n".join([INTRODUCTION, "\n".join(contents), *parts]) + "\n"
-    return re.sub(r"`(\w+)`", lambda m: f"[{m[0]}](#{m[1].lower()})" if m[1] in names else m[0], text)
+    return re.sub(r"(?<!# )`(\w+)`", lambda m: f"[{m[0]}](#{m[1].lower()})" if m[1] in names else m[0], text)
 
 
 if __name__ == "__main__":

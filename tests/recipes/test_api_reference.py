@@ -21,13 +21,13 @@ def test_the_committed_page_is_what_the_script_writes_now(page):
 
 
 def test_every_public_name_has_an_entry(page):
-    headings = [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")]
+    headings = [line.removeprefix("### ").strip("`") for line in page.splitlines() if line.startswith("### ")]
     assert set(hf_tinybert.__all__) <= set(headings)
     assert len(set(headings)) == len(headings)
 
 
 def test_every_argument_that_a_docstring_explains_has_a_line(page):
-    entry = page.partition("### create_student\n")[2].partition("\n### ")[0]
+    entry = page.partition("### `create_student`\n")[2].partition("\n### ")[0]
     for name in ("teacher", "hidden_size", "calibration_dataset", "dropout"):
         assert f"\n- `{name}`: " in entry
     assert "\n    hidden_size: int | None = None,\n" in entry
