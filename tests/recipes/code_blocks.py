@@ -1,6 +1,6 @@
 """The fenced blocks of README.md and the guides: what becomes of each, and how it runs.
 
-    python tests/recipes/code_blocks.py  # lists the blocks that do not run, with their reasons
+    PYTHONPATH=tests python tests/recipes/code_blocks.py  # lists the blocks that do not run, with their reasons
 
 A comment in the line before a block says what a test does with it:
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from markdown_it import MarkdownIt
+from stand_ins import smaller
 
 from hf_tinybert.cli import main
 
@@ -65,7 +66,7 @@ class Block:
     @property
     def commands(self) -> list[list[str]]:
         """The words of each command line; in text that is not bash, of the lines behind `$ `."""
-        lines = self.code.replace("\\\n", " ").splitlines()
+        lines = smaller(self.code).replace("\\\n", " ").splitlines()
         if self.language != "bash":
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         return [words for line in lines if (words := shlex.split(line, comments=True))]
@@ -87,7 +88,7 @@ class Block:
         if self.comment:
             Path(self.comment["file"]).write_text(self.code, encoding="utf8")
         elif self.language == "python":  # the line numbers of errors are those of the page
-            exec(compile("\n" * self.line + self.code, str(self.page), "exec"), variables)
+            exec(compile("\n" * self.line + smaller(self.code), str(self.page), "exec"), variables)
         else:
             for program, *arguments in self.commands:
                 assert PROGRAMS[program](arguments) in (0, None), f"{self.place}: {shlex.join([program, *arguments])}"

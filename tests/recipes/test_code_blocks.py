@@ -3,27 +3,37 @@
 import re
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 from pathlib import Path
 
 import pytest
-from code_blocks import PARSER, ROOT, blocks_of, pages
+from code_blocks import PARSER, ROOT, Block, blocks_of, pages
 from stand_ins import models, page_folder, variables  # noqa: F401
 
-SLOW: tuple[str, ...] = ()  # pages whose blocks take more than a few seconds
-PAGES = [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW), id=page.stem) for page in pages()]
 ALL_PAGES = [*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+SLOW = re.compile(r"onnx|StudentReport|hf-tinybert +(report|export)")  # exports of models take half a minute
 
 
-def run(page: Path, shared: dict) -> None:
-    for block in blocks_of(page):
+def is_slow(block: Block) -> bool:
+    return not block.reason and SLOW.search(block.code) is not None
+
+
+def run(blocks: Iterable[Block], shared: dict) -> None:
+    for block in blocks:
         block.run(shared)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_blocks_of_a_page_run(page, variables):  # noqa: F811
-    run(page, variables)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_the_quick_blocks_of_a_page_run(page, variables):  # noqa: F811
+    run(filterfalse(is_slow, blocks_of(page)), variables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in pages() if any(map(is_slow, blocks_of(p)))], ids=lambda page: page.stem)
+def test_all_blocks_of_a_page_run(page, variables):  # noqa: F811
+    run(blocks_of(page), variables)
 
 
 def test_every_block_runs_or_says_why_not():
@@ -64,7 +74,7 @@ def test_blocks_share_variables_and_files_and_errors_name_their_line(tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "page.md").write_text(PAGE)
     with pytest.raises(ZeroDivisionError) as error:
-        run(tmp_path / "page.md", {})
+        run(blocks_of(tmp_path / "page.md"), {})
     assert traceback.extract_tb(error.tb)[-1].line == "second = first / 0"
     assert capsys.readouterr().out.startswith("hf_tinybert ")
 
