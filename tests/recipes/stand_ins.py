@@ -24,17 +24,17 @@ from transformers import (
 from hf_tinybert import TINYBERT4, TextClassification
 
 STEPS = 2
-# Hidden and intermediate sizes, and numbers of rows. Teachers have 12 layers × 48.
+# Hidden and intermediate sizes, and numbers of rows. Teachers have the hidden size 48.
 SMALLER = {768: 48, 384: 36, 312: 24, 256: 24, 3072: 96, 1536: 72, 1200: 48, 1024: 48, 600: 36}
 SMALLER |= {512: 32, 2000: 32}
 LABELS = ["negative", "positive"]
 TAGS = ["O", "B-PER", "I-PER"]
-# The classes and labels of the teachers, and what pages call them.
+# The classes of the teachers, their layers and labels, and what pages call them.
 MODELS = {
-    BertForMaskedLM: (LABELS, ["bert-base-uncased", "google-bert/bert-base-uncased"]),
-    BertForSequenceClassification: (LABELS, ["runs/classifier", "runs/sst2/teacher"]),
-    BertForQuestionAnswering: (LABELS, ["deepset/bert-base-uncased-squad2"]),
-    BertForTokenClassification: (TAGS, ["dslim/bert-base-NER"]),
+    BertForMaskedLM: (12, LABELS, ["bert-base-uncased", "google-bert/bert-base-uncased"]),
+    BertForSequenceClassification: (6, LABELS, ["runs/classifier", "runs/sst2/teacher"]),
+    BertForQuestionAnswering: (6, LABELS, ["deepset/bert-base-uncased-squad2"]),
+    BertForTokenClassification: (6, TAGS, ["dslim/bert-base-NER"]),
 }
 # Tables of labelled rows with their two columns, and files of one text a line.
 TABLES = {"my.csv": ("text", "label"), "reviews.csv": ("review", "stars")}
@@ -87,9 +87,9 @@ def models(tmp_path_factory) -> Path:
     """A folder of all models by the names that pages give them."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = word_tokenizer(folder)
-    for model_class, (labels, names) in MODELS.items():
+    for model_class, (layers, labels, names) in MODELS.items():
         ids = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-        model = build(model_class, bert_config(12, SMALLER[768], 12, vocab_size=len(tokenizer), **ids))
+        model = build(model_class, bert_config(layers, SMALLER[768], 12, vocab_size=len(tokenizer), **ids))
         for name in names:
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
