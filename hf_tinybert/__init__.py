@@ -3,6 +3,10 @@
 from .evaluation.plots import plot_attention, plot_latency, plot_losses, plot_similarity
 from .evaluation.report import StudentReport
 from .evaluation.sentence_embeddings import sentence_embeddings
+from .formats.half_weights import save_half
+from .formats.onnx_export import export_onnx, halve_onnx, load_onnx
+from .formats.onnx_int8 import quantize_onnx
+from .formats.openvino_export import export_openvino, load_openvino, quantize_openvino
 from .layer_mapping import map_layers
 from .lineage import DataRecord
 from .losses import (
@@ -19,10 +23,10 @@ from .losses import (
     SentenceLoss,
     TaskLoss,
 )
-from .models.export import export_onnx, load_onnx, quantize_onnx, save_half
 from .models.vocabulary import transfer_vocabulary, trim_vocabulary
 from .pipelines.doctor import diagnose
 from .pipelines.general import general_distillation
+from .pipelines.ship import ship_student
 from .pipelines.task import task_distillation
 from .pipelines.transfer_files import load_transfer
 from .publishing.hub import push_folder
@@ -92,9 +96,12 @@ __all__ = [
     "create_student",
     "diagnose",
     "export_onnx",
+    "export_openvino",
     "extend_card",
     "general_distillation",
+    "halve_onnx",
     "load_onnx",
+    "load_openvino",
     "load_transfer",
     "map_layers",
     "plot_attention",
@@ -103,10 +110,12 @@ __all__ = [
     "plot_similarity",
     "push_folder",
     "quantize_onnx",
+    "quantize_openvino",
     "read_conll",
     "read_squad",
     "save_half",
     "sentence_embeddings",
+    "ship_student",
     "squad_scores",
     "task_distillation",
     "transfer_vocabulary",

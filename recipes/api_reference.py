@@ -30,7 +30,8 @@ CONTENTS = {
     "Transfer data and augmentation": "load_transfer tasks.transfer.TransferData Augmentation RandomWords MaskedWords "
     "WordVectors CombinedAugmentation",
     "Report and plots": "StudentReport plot_losses plot_attention plot_similarity plot_latency sentence_embeddings",
-    "Export": "export_onnx quantize_onnx load_onnx save_half",
+    "Export": "ship_student export_onnx quantize_onnx halve_onnx load_onnx export_openvino quantize_openvino "
+    "load_openvino save_half",
     "Hub and model card": "push_folder extend_card DataRecord __version__",
     "Other architectures and prediction heads": "models.architectures.base.Architecture "
     "models.architectures.blocks.Block models.architectures.blocks.Attention "

@@ -94,6 +94,14 @@ def _models():
     }
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """The folder of `exported_classifier`; tests that write take another."""
+    from exported_students import exported_classifier
+
+    return exported_classifier(tmp_path_factory.mktemp("served"))
+
+
 @pytest.fixture
 def teacher(_models):
     return copy.deepcopy(_models["teacher"])

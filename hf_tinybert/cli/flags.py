@@ -13,7 +13,7 @@ from ..students import INITS, TINYBERT4
 from ..tasks import TASKS
 from ..training.arguments import flag_parser
 
-SWITCHES = ("quiet", "json", "traceback")  # flags without a value
+SWITCHES = ("quiet", "json", "traceback", "no_calibration")  # flags without a value
 
 
 def data_flags() -> argparse.ArgumentParser:

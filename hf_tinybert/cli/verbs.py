@@ -14,14 +14,12 @@ from ..evaluation.measurement import Measurement, distinct_metrics
 from ..evaluation.plots import plot_attention, plot_similarity
 from ..evaluation.report import StudentReport
 from ..evaluation.rows import EvaluationRows
-from ..models.export import export_onnx, quantize_onnx, save_half
 from ..models.loading import load_tokenizer
 from ..pipelines.doctor import Check, diagnose
 from ..pipelines.doctor import to_table as to_check_list
 from ..pipelines.scoring import evaluate_task
 from ..pipelines.task import task_distillation
 from ..publishing.hub import push_folder
-from ..teachers import load_teacher
 from .flags import phase_arguments
 from .inputs import (
     Options,
@@ -186,26 +184,6 @@ def _measurement_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
         cells = [f"{m.metrics[metric][0]:.3f}", retained, f"{m.megabytes:.1f}"]
         rows.append([m.model, m.engine_name, *cells, f"{m.latency_ms['p50']:.1f}", f"{m.throughput:.0f}"])
     return rows
-
-
-def export(options: Options) -> Outcome:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, and compare the answers of each with the model's, on 256
-    rows of the validation split if there is data, otherwise on random tokens."""
-    model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
-    folder, least, rows, written = options.output_dir, options.min_agreement, None, []
-    if options.task or options.data:
-        task, data = task_and_data(options, head_labels(options, options.model))
-        rows = task.tokenize(data[task.validation[0]], tokenizer)
-    if {"onnx", "int8"} & set(options.formats):
-        written.append(export_onnx(model, tokenizer, folder, calibration_dataset=rows, min_agreement=least))
-    if "int8" in options.formats:
-        written.append(quantize_onnx(folder, rows, least))
-    if "fp16" in options.formats:
-        written.append(save_half(model, tokenizer, folder / "fp16", rows, least) / "model.safetensors")
-    sizes = [sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*")) / 1e6 for path in written]
-    table = [["file", "MB"], *([str(path), f"{size:.1f}"] for path, size in zip(written, sizes, strict=True))]
-    files = [{"file": str(path), "megabytes": round(size, 1)} for path, size in zip(written, sizes, strict=True)]
-    return Outcome(f"{to_table(table)}\n\nFolder: {folder}", {"files": files})
 
 
 def push(options: Options) -> Outcome:

@@ -105,13 +105,12 @@ def task_distillation(
     if task.validation[0] not in data:
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
-    labelled, can_augment = len(data.get("train", ())), isinstance(task, TextClassification) and bool(teachers)
-    recipe = Recipe.for_rows(labelled, len(unlabelled.rows) if unlabelled else 0, can_augment)
+    recipe = _recipe(task, data, unlabelled, bool(teachers))
     if augmentation == "auto":
         augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     chosen = PhaseArguments(arguments, fine_tuning or {}, intermediate, prediction or {}, labels or {}, early_stopping)
-    phases = TaskPhases.build(task, output_dir, chosen, recipe, bool(labelled), bool(teachers), compare == "labels")
+    phases = TaskPhases.build(task, output_dir, chosen, recipe, "train" in data, bool(teachers), compare == "labels")
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) != 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -153,6 +152,8 @@ def _check(
         raise ValueError(f"compare={compare!r} is unknown: give one of {', '.join(COMPARISONS)}.")
     if transfer is not None and not isinstance(task, TextClassification):
         raise ValueError(f"{type(task).__name__} takes no transfer data: only text classification and regression do.")
+    if "train" in data and (missing := [split for split in task.validation if split not in data]):
+        raise ValueError(f"The data has no split {missing}, only {list(data)}: name the task's validation splits.")
     if "train" not in data:
         if transfer is None:
             raise ValueError("There is nothing to train on: pass data with a split 'train', or transfer.")
@@ -179,6 +180,13 @@ def _transfer_data(
         raise ValueError("There is no teacher: pass one, or give the transfer rows a column teacher_probabilities.")
     logger.info(f"{prepared}.")
     return prepared
+
+
+def _recipe(task: Task, data: datasets.DatasetDict, transfer: TransferData | None, has_teacher: bool) -> Recipe:
+    """The recipe for these rows; variants need a teacher that labels them."""
+    labels_variants = has_teacher and not (transfer and transfer.has_logits)
+    count = len(transfer.rows) if transfer else 0
+    return Recipe.for_rows(len(data.get("train", ())), count, isinstance(task, TextClassification) and labels_variants)
 
 
 def _ends(rows: datasets.Dataset) -> list[Any]:

@@ -63,6 +63,16 @@ class TaskRows:
         parts = [part.select_columns([*text]).cast(text) for part in (train, self.transfer_rows)]
         return datasets.concatenate_datasets(parts)
 
+    @property
+    def texts(self) -> datasets.Dataset:
+        """The rows without variants, or those of another model if there are no others."""
+        plain = self.plain()
+        return self.transfer.rows if plain is None else plain
+
+    def reads_soft_labels(self, phase: Phase) -> bool:
+        """Whether a phase trains on rows that another model has labelled: if its losses read logits alone."""
+        return self.transfer is not None and self.transfer.has_logits and phase.reads == {"logits"}
+
     def for_phase(self, phase: Phase, teachers: Sequence[PreTrainedModel]) -> TrainingData:
         """What a phase trains on: labelled rows if its losses read labels, otherwise all rows; with their variants if
         it is `augmented`; with the teachers' logits if its losses read them."""
@@ -72,7 +82,7 @@ class TaskRows:
         if plain is not None and (teachers or "logits" not in phase.reads):
             rows = self.tokens(augmentation(plain, self.augmented) if augmentation else plain)
             parts.append(self._with_logits(rows, phase, teachers) if "logits" in phase.reads else rows)
-        if self.transfer is not None and self.transfer.has_logits and phase.reads == {"logits"}:
+        if self.reads_soft_labels(phase):
             parts.append(self._soft_labelled())
         return replace(
             self.selecting(),

@@ -90,15 +90,15 @@ class TaskRun:
         if not isinstance(student, Mapping):
             return self.rows.task.load_model(student)[0]
         needed = not has_begun(*phases.distilling) or (phases.baseline is not None and not has_begun(phases.baseline))
-        plain = self.rows.plain()
-        plain = plain.select(range(min(calibration_rows, len(plain))))
+        texts = self.rows.texts
+        texts = texts.select(range(min(calibration_rows, len(texts))))
         if init == "teacher" and needed:
-            logger.info(f"Initialising the student from the teacher on {len(plain)} rows.")
+            logger.info(f"Initialising the student from the teacher on {len(texts)} rows.")
         return create_student(
             teachers[0],
             **{"dropout": 0.0, **student},
             init=init if needed else "random",  # a checkpoint replaces every weight anyway
-            calibration_dataset=self.rows.tokens(plain),
+            calibration_dataset=self.rows.tokens(texts),
             processing_class=self.rows.tokenizer,
         )
 
@@ -108,7 +108,8 @@ class TaskRun:
             models = self._teachers_of(phase) or teachers
             data = self.rows.for_phase(phase, models)
             self.trained_rows = max(self.trained_rows, len(data.rows))
-            student = self._trained(student, phase, data, models)
+            # a teacher would find that the logits of another model are not its own
+            student = self._trained(student, phase, data, () if self.rows.reads_soft_labels(phase) else models)
         return student
 
     def baseline(self, start: PreTrainedModel) -> PreTrainedModel:

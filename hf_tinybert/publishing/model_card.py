@@ -76,7 +76,7 @@ def extend_card(
         metrics = {result.metric_type: result.metric_value for result in card.data.eval_results or ()}
     evaluated_on = evaluated_on or DataRecord()
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
-    task = _task(model)
+    task = pipeline_tag(model)
     extended = ModelCard(str(card))
     _extend_metadata(extended.data, title[1], task, lineage, metrics, evaluated_on)
     sections = [
@@ -84,7 +84,7 @@ def extend_card(
         _introduction(model, lineage),
         _results(metrics, evaluated_on),
         f"## Teacher and student\n\n{report.to_markdown().strip()}" if report is not None else "",
-        _usage(task, repo_id or title[1]),
+        usage(task, repo_id or title[1]),
         _lineage(lineage),
         (PROCEDURE + card.text.partition(PROCEDURE)[2].partition(CITATION)[0]).strip(),
         _citation(lineage),
@@ -151,7 +151,7 @@ def _extend_metadata(
         ]
 
 
-def _task(model: PreTrainedModel) -> str:
+def pipeline_tag(model: PreTrainedModel) -> str:
     """The Hub's pipeline tag."""
     classes = ((task, names.values()) for task, names in TASK_MAPPING.items())
     return next((task for task, names in classes if type(model).__name__ in names), "feature-extraction")
@@ -199,7 +199,8 @@ def _results(metrics: Mapping[str, float], evaluated_on: DataRecord) -> str:
     return f"## Results\n\n{note}On {where or 'the evaluation set'}{rows}:\n\n{table}"
 
 
-def _usage(task: str, name: str) -> str:
+def usage(task: str, name: str) -> str:
+    """The section "How to use" of a model of this pipeline tag, loaded by `name`."""
     text = "A sentence of [MASK]." if task == "fill-mask" else "A sentence."
     call = 'question="Who?", context="A text."' if task == "question-answering" else f'"{text}"'
     return (

@@ -20,7 +20,7 @@ from transformers import (
     BertModel,
 )
 
-from hf_tinybert.cli import main, verbs
+from hf_tinybert.cli import main, shipping, verbs
 from hf_tinybert.version import __version__
 
 SIZE = ("--size", 2, 16, 32, 4)
@@ -80,14 +80,24 @@ def test_distil_then_evaluate_report_and_export(folder, capsys):
     assert {"latency.png", "similarity.png", "attention.png"} <= {path.name for path in (folder / "report").iterdir()}
     capsys.readouterr()
 
-    export = ("export", "run/student", *DATA, "--output_dir", "onnx", "--formats", "int8", "fp16", "--json")
+    export = (
+        "export",
+        "run/student",
+        *DATA,
+        "--output_dir",
+        "onnx",
+        "--formats",
+        "int8",
+        "safetensors_fp16",
+        "--json",
+    )
     assert run(*export, "--min_agreement", 1.1) == 1
     assert "on 24 rows of calibration_dataset: less than min_agreement=1.1" in capsys.readouterr().err
-    assert not [*(folder / "onnx").glob("*.onnx"), *(folder / "onnx").glob("*.json")]
+    assert not [*(folder / "onnx").rglob("*.onnx"), *(folder / "onnx").glob("*.json")]
     assert run(*export, "--min_agreement", 0.5) == 0
     files = json.loads(capsys.readouterr().out)["files"]
     assert [(folder / written["file"]).exists() for written in files] == [True] * 3
-    onnxruntime.InferenceSession(folder / "onnx/model_int8.onnx")
+    onnxruntime.InferenceSession(folder / "onnx/onnx/model_quantized.onnx")
     half = AutoModelForSequenceClassification.from_pretrained("onnx/fp16")
     assert half.dtype == torch.float16
 
@@ -311,13 +321,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"hf_tinybert {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["distill", "augment", "evaluate", "report", "export", "push", "doctor"])
+@pytest.mark.parametrize("verb", ["distill", "augment", "evaluate", "report", "ship", "export", "push", "doctor"])
 def test_help_teaches(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         run(verb, "--help")
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert getattr(verbs, verb).__doc__.split()[0] in printed
+    assert (getattr(verbs, verb, None) or getattr(shipping, verb)).__doc__.split()[0] in printed
     assert "--config" in printed
     assert ("--calibration_rows" in printed) == ("--padding_free" in printed) == (verb in ("distill", "doctor"))
     assert "--adam_beta1" not in printed  # one of Trainer's hundred

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, word_tokenizer
+from conftest import WORDS, bert_config, build, word_tokenizer
 from datasets import Dataset, DatasetDict
 from short_runs import QUICK as TWO_EPOCHS
 from short_runs import SIZE
@@ -17,7 +17,7 @@ from toy_runs import (
     save_classifier,
     sentences,
 )
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_tinybert import GLUE, TokenClassification, UnlabelledText, task_distillation
 from hf_tinybert.lineage import Lineage
@@ -117,10 +117,42 @@ def test_soft_labels_of_another_model_need_no_teacher(teacher, tmp_path):
     assert log[0]["prediction_loss"] == pytest.approx(entropy, rel=0.1)
 
 
+def test_a_teacher_beside_soft_labels_makes_the_student_alone(teacher, tmp_path):
+    """The rows are labelled already, so that it labels none."""
+    rows = more_texts()
+    soft = rows.add_column("teacher_logits", [[2.0, -2.0]] * len(rows))
+    results = task_distillation(TASK, None, teacher, tmp_path / "out", student=SIZE, transfer=soft, **QUICK)
+    assert results["rows"] == results["transfer"]["rows"]
+    assert Lineage.from_config(load(tmp_path / "out/student").config).calibration_rows == results["rows"]
+    assert results["teacher"]["validation"]["kl"] > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head",
+    [{"num_labels": 1}, {"num_labels": 3, "problem_type": "multi_label_classification"}],
+    ids=["score", "labels"],
+)
+def test_pairs_of_text_for_other_heads(base, tmp_path, head):  # noqa: F811
+    build(BertForSequenceClassification, bert_config(4, 32, vocab_size=20, **head)).save_pretrained(base)
+    texts = more_texts()["sentence"][:]
+    rows = Dataset.from_dict({"a": texts, "b": texts[::-1]})
+    task = UnlabelledText.from_teacher(base, ("a", "b"))
+    results = task_distillation(task, None, str(base), tmp_path / "out", student=SIZE, transfer=rows, **QUICK)
+    name = "rmse" if head["num_labels"] == 1 else "kl"
+    assert results["teacher"]["validation"] == {
+        "agreement": pytest.approx(1),
+        name: pytest.approx(0, abs=1e-3),
+        "score": pytest.approx(1),
+    }
+    assert results["student"]["validation"][name] > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"transfer": None}, "nothing to train on"),
+        ({"data": "train"}, "no split .'validation'., only .'train'."),
         ({"compare": "labels"}, "compare='labels' needs labels"),
         ({"compare": "nothing"}, "compare='nothing' is unknown"),
         ({"teacher": None}, "needs a teacher"),
@@ -136,7 +168,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(base, tmp_path,
     arguments = {"task": TASK, "data": None, "teacher": str(base), "student": SIZE, "transfer": more_texts(), **QUICK}
     if change.get("teacher") != "encoder":
         save_classifier(base)
-    names = {"rows": DatasetDict(sentences(tmp_path)), "encoder": str(base)}
+    rows = sentences(tmp_path)
+    names = {"rows": rows, "train": DatasetDict(train=rows["train"]), "encoder": str(base)}
     change = {key: names.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     if change.get("task") == "tokens":
         change["task"] = TokenClassification("tags", ("tokens",), ("O",))
