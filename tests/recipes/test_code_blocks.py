@@ -13,9 +13,8 @@ from code_blocks import PARSER, ROOT, Block, blocks_of, pages
 from stand_ins import models, page_folder, variables  # noqa: F401
 
 ALL_PAGES = [*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")]
-SLOW = re.compile(
-    r"onnx|openvino|ship_student|StudentReport|hf-tinybert +(report|export|ship)"
-)  # exports of models take half a minute
+# Exports of models take half a minute.
+SLOW = re.compile(r"onnx|openvino|ship_student|StudentReport|hf-tinybert +(report|export|ship)")
 
 
 def is_slow(block: Block) -> bool:
