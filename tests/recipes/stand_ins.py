@@ -21,6 +21,7 @@ from transformers import (
     BertForTokenClassification,
 )
 
+import hf_tinybert.formats.agreement
 from hf_tinybert import TINYBERT4, TextClassification
 
 STEPS = 2
@@ -101,6 +102,8 @@ def page_folder(tmp_path, monkeypatch, models, hub) -> Path:
     """The folder that the blocks of a page are in: their models and files, with a Hub that has nothing else."""
     folder = copytree(models, tmp_path / "page")
     monkeypatch.chdir(folder)
+    # models that have learned next to nothing are so close to chance that int8 changes their answers
+    monkeypatch.setattr(hf_tinybert.formats.agreement, "MIN_AGREEMENT", 0.5)
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, StopSoon])
     for name in ("hidden_size", "intermediate_size"):
         monkeypatch.setitem(TINYBERT4, name, SMALLER[TINYBERT4[name]])
