@@ -33,6 +33,7 @@ parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], hel
 parser.add_argument("--rows", type=int, default=2400, help="rows with labels")
 parser.add_argument("--transfer_rows", type=int, default=8000, help="rows without labels; 3,000 other rows are tested")
 parser.add_argument("--copies", type=int, default=1, help="variants of each row")
+parser.add_argument("--epochs", type=float, default=2, help="of the teacher's answers")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
@@ -76,6 +77,7 @@ common = {
     "student": dict(zip(TINYBERT4, options.size, strict=True)),
     "transfer": text,
     "augmentation": RandomWords(options.copies, seed=options.seed) if options.copies else None,
+    "prediction": {"num_train_epochs": options.epochs},
     "seed": options.seed,
     "bf16": multiplies_bfloat16(device),
     "use_cpu": device.type == "cpu",

@@ -99,7 +99,7 @@ def diagnose(
         if steps is not None:
             checks.run("memory", memory_needed, model, teacher, args, steps)
             counts = len(data.get("train", ())), len(transfer or ())
-            recipe = Recipe.for_rows(*counts, can_augment=isinstance(task, TextClassification))
+            recipe = Recipe.for_rows(*counts, None if isinstance(task, TextClassification) else 0)
             checks.run("time", time_needed, recipe, *counts, args, steps)
     return checks.made
 

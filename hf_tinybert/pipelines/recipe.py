@@ -27,7 +27,7 @@ class Recipe:
     labels_epochs: int
 
     @classmethod
-    def for_rows(cls, labelled: int, transfer: int, can_augment: bool = True) -> "Recipe":
+    def for_rows(cls, labelled: int, transfer: int, copies: int | None = None) -> "Recipe":
         """The recipe for so many rows.
 
         A row has up to 10 variants, fewer if that would be more than 100,000 rows. The prediction phase reads about
@@ -36,10 +36,11 @@ class Recipe:
         Args:
             labelled: The number of rows with labels.
             transfer: The number of rows without.
-            can_augment: Whether variants of the rows can be made.
+            copies: The number of variants of a row; default None chooses it.
         """
         rows = max(1, labelled + transfer)
-        copies = max(0, min(MOST_COPIES, DISTILLED_ROWS // rows - 1)) if can_augment else 0
+        if copies is None:
+            copies = max(0, min(MOST_COPIES, DISTILLED_ROWS // rows - 1))
         return cls(
             copies,
             max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),

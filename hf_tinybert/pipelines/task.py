@@ -101,11 +101,11 @@ def task_distillation(
             epochs, or if `output_dir` holds a run with other settings.
     """
     data, teachers, output_dir = datasets.DatasetDict(data or {}), model_names(teacher), Path(output_dir)
-    _check(task, data, teachers, student, transfer, compare)
+    _check(task, data, teachers, student, transfer, augmentation, compare)
     if task.validation[0] not in data:
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
-    recipe = _recipe(task, data, unlabelled, bool(teachers))
+    recipe = _recipe(task, data, unlabelled, augmentation, bool(teachers))
     if augmentation == "auto":
         augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
@@ -139,6 +139,7 @@ def _check(
     teachers: Sequence[str | Path],
     student: Mapping[str, Any] | str | Path,
     transfer: Transfer | None,
+    augmentation: Augmentation | str | None,
     compare: str | None,
 ) -> None:
     """Check that there is something to learn from.
@@ -148,6 +149,8 @@ def _check(
     """
     for name in teachers:
         task.check_labels(name)
+    if isinstance(augmentation, str) and augmentation != "auto":
+        raise ValueError(f"augmentation={augmentation!r} is unknown: give 'auto', None or an Augmentation.")
     if compare not in (None, *COMPARISONS):
         raise ValueError(f"compare={compare!r} is unknown: give one of {', '.join(COMPARISONS)}.")
     if transfer is not None and not isinstance(task, TextClassification):
@@ -182,11 +185,19 @@ def _transfer_data(
     return prepared
 
 
-def _recipe(task: Task, data: datasets.DatasetDict, transfer: TransferData | None, has_teacher: bool) -> Recipe:
-    """The recipe for these rows; variants need a teacher that labels them."""
-    labels_variants = has_teacher and not (transfer and transfer.has_logits)
-    count = len(transfer.rows) if transfer else 0
-    return Recipe.for_rows(len(data.get("train", ())), count, isinstance(task, TextClassification) and labels_variants)
+def _recipe(
+    task: Task,
+    data: datasets.DatasetDict,
+    transfer: TransferData | None,
+    augmentation: Augmentation | str | None,
+    has_teacher: bool,
+) -> Recipe:
+    """The recipe for these rows and this augmentation."""
+    copies = augmentation.copies if isinstance(augmentation, Augmentation) else 0
+    # a teacher has to label variants
+    if augmentation == "auto" and isinstance(task, TextClassification) and has_teacher:
+        copies = 0 if transfer and transfer.has_logits else None
+    return Recipe.for_rows(len(data.get("train", ())), len(transfer.rows) if transfer else 0, copies)
 
 
 def _ends(rows: datasets.Dataset) -> list[Any]:

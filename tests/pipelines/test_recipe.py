@@ -24,7 +24,8 @@ def test_many_rows_have_few_variants_and_epochs(labelled, transfer, copies, pred
     assert recipe.augmentation(3) == (RandomWords(copies, seed=3) if copies else None)
 
 
-def test_rows_that_cannot_be_augmented_have_no_variants():
-    recipe = Recipe.for_rows(24_000, 0, can_augment=False)
+def test_epochs_follow_from_the_variants_that_there_are():
+    recipe = Recipe.for_rows(24_000, 0, copies=0)
     assert recipe == Recipe(copies=0, prediction_epochs=8, labels_epochs=3)
     assert recipe.augmentation(0) is None
+    assert Recipe.for_rows(24_000, 0, copies=3) == Recipe(copies=3, prediction_epochs=2, labels_epochs=3)

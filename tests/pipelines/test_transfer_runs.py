@@ -155,6 +155,7 @@ def test_pairs_of_text_for_other_heads(base, tmp_path, head):  # noqa: F811
         ({"data": "train"}, "no split .'validation'., only .'train'."),
         ({"compare": "labels"}, "compare='labels' needs labels"),
         ({"compare": "nothing"}, "compare='nothing' is unknown"),
+        ({"augmentation": "random"}, "augmentation='random' is unknown"),
         ({"teacher": None}, "needs a teacher"),
         ({"teacher": None, "student": "name", "transfer": None, "data": "rows"}, "There is no teacher"),
         ({"teacher": "encoder"}, "no prediction head for the task"),
