@@ -78,6 +78,7 @@ results = task_distillation(
     intermediate={"num_train_epochs": epochs[1], "learning_rate": 5e-5},
     prediction={"num_train_epochs": epochs[2], "learning_rate": 2e-5},
     labels={"num_train_epochs": 0},
+    augmentation=None,
     **common,
 )
 print(json.dumps(results, indent=1))

@@ -166,11 +166,12 @@ def predict(
 
 
 def _calibration(head: PredictionHead, logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
-    """The calibration of what a head decides; None if it gives scores, decides nothing, or gives NaN."""
+    """The calibration of what a head decides; None if it gives scores, decides nothing, gives NaN, or is of a kind of
+    its own, whose labels are not the numbers of its logits."""
     if head.real_valued:
         return None
     decisions, targets = head.decisions(logits, labels)
-    if not len(targets) or np.isnan(decisions).any():
+    if not len(targets) or np.isnan(decisions).any() or targets.max() >= decisions.shape[-1]:
         return None
     return Calibration.measure(decisions, targets)
 
