@@ -354,7 +354,7 @@ def test_several_processes(folder):
         launch(script, processes, *flags, *more, folder=folder)
     one, two = (AutoModelForSequenceClassification.from_pretrained(f"run{n}/student").state_dict() for n in (1, 2))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=5e-5)
 
 
 def test_module_and_script_are_the_same(capsys, monkeypatch):
