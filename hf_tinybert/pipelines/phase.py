@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..losses import DistillationLoss, TaskLoss
+from ..losses import DistillationLoss
 from ..training.arguments import DISTILLATION_ARGUMENTS, DistillationArguments
 from ..training.checks import check_losses
 from .early_stopping import EarlyStopping
@@ -106,14 +106,9 @@ class Phase:
         return frozenset().union(*(loss.reads for loss in self.losses))
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it trains on the label loss alone, as Trainer does."""
-        return all(type(loss) is TaskLoss for loss in self.losses)
-
-    @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """The arguments of its trainer: without those of distillation if it `is_plain`."""
-        if not self.is_plain:
+        """The arguments of its trainer: without those of distillation if it trains on Trainer's own loss."""
+        if self.losses:
             return dict(self.arguments)
         return {name: value for name, value in self.arguments.items() if name not in DISTILLATION_ARGUMENTS}
 

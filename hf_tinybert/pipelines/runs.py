@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..lineage import DataRecord, recorded
 from ..training.arguments import DistillationArguments
 from ..training.checkpoints import STATE, model_fault, newest_checkpoint, remove_checkpoints
-from ..training.record import describe_stage
 from ..whole_files import check_writable, disk_errors, read_json, written_whole
 from .early_stopping import add_early_stopping
 from .phase import Phase
@@ -132,8 +129,7 @@ def train_once(
             checkpoint = last_checkpoint(phase)
             if phase.early_stopping is not None:
                 add_early_stopping(trainer, phase.early_stopping, checkpoint)
-            with _plain_stage(trainer, phase):
-                trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
             _save(trainer, type(model), phase.folder)
     saved = load_saved(type(model), phase.folder)
     state = read_json(phase.folder / STATE, _again(phase.folder))
@@ -172,23 +168,11 @@ def _trainer(
         processing_class=data.tokenizer,
         compute_metrics=data.compute_metrics,
         teacher_model=list(teachers) if phase.has_teacher else None,
-        losses=None if phase.is_plain else phase.losses,
+        losses=phase.losses or None,
     )
     trainer.data_name, trainer.augmentation = data.name, data.augmentation
     name_bar(trainer, phase.title)
     return trainer
-
-
-def _plain_stage(trainer: ResumableTrainer, phase: Phase) -> AbstractContextManager[None]:
-    """Records a phase in the student's lineage that is trained as Trainer does, which records none."""
-    if not (phase.is_plain and phase.losses):
-        return nullcontext()
-    data = DataRecord.from_rows(trainer.train_dataset, trainer.data_name)
-    batch_size = trainer.get_total_train_batch_size(trainer.args)
-    return recorded(
-        trainer.model.config,
-        describe_stage(phase.losses, (), trainer.args, data, trainer.augmentation, batch_size),
-    )
 
 
 def _save(trainer: ResumableTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:

@@ -134,12 +134,11 @@ def _with_logits(rows: datasets.Dataset, task: TextClassification, numbers: Sequ
     features = datasets.Features(
         {name: rows.features[name] for name in task.text} | {TEACHER_LOGITS: datasets.List(datasets.Value("float32"))}
     )
-    others = [name for name in (TEACHER_PROBABILITIES,) if name == column]
     return rows.map(
         convert,
         batched=True,
         with_indices=True,
         features=features,
-        remove_columns=others,
+        remove_columns=[column] if column == TEACHER_PROBABILITIES else [],
         desc="Soft labels",
     )

@@ -347,6 +347,7 @@ def test_several_processes(folder):
     """As `accelerate launch -m hf_tinybert.cli` starts them; 2 processes are 1."""
     flags = (*DATA, *SIZE, "--init", "random", "--max_steps", 4, "--use_cpu", "--report_to", "none", "--seed", 1)
     flags += ("--teacher", "teacher", "--train_sampling_strategy", "sequential")
+    flags += ("--optim", "sgd", "--learning_rate", 0.1)  # AdamW makes steps of the rounding of gradients that are zero
     script = folder / "distill.py"
     script.write_text("import sys\nfrom hf_tinybert.cli import main\nsys.exit(main(['distill', *sys.argv[1:]]))\n")
     for processes, batch in ((1, 8), (2, 4)):
@@ -354,7 +355,7 @@ def test_several_processes(folder):
         launch(script, processes, *flags, *more, folder=folder)
     one, two = (AutoModelForSequenceClassification.from_pretrained(f"run{n}/student").state_dict() for n in (1, 2))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_module_and_script_are_the_same(capsys, monkeypatch):
