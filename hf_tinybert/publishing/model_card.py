@@ -58,7 +58,7 @@ def extend_card(
         report: Teacher and student measured side by side.
         metrics: Scores of the student on `evaluated_on`. Those of `report` take their place if there is one; default
             those in the card.
-        evaluated_on: The evaluation data.
+        evaluated_on: The evaluation data. Results in the card on data of another name are replaced.
         repo_id: The name to load the student by; default the card's title.
 
     Returns:
@@ -130,8 +130,9 @@ def _extend_metadata(
     data.tags = list(dict.fromkeys([*TAGS, *(data.tags or ())]))
     data["library_name"], data["pipeline_tag"] = "transformers", task
     scores = {METRIC_TYPES[name]: value for name, value in metrics.items() if name in METRIC_TYPES}
-    if data.eval_results:  # of the data set that the user named, with Trainer's values
-        for result in data.eval_results:
+    results = data.eval_results or []
+    if results and (evaluated_on.name is None or evaluated_on.name in [result.dataset_name for result in results]):
+        for result in results:
             result.metric_value = scores.get(result.metric_type, result.metric_value)
     elif scores and evaluated_on.name:
         data.model_name, data.metrics = name, list(scores)
