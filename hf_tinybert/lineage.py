@@ -28,6 +28,7 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import resolve_revision
 
 from .json_records import from_json, to_json
+from .native_dtypes import AUTO
 
 logger = logging.get_logger(__name__)
 
@@ -162,6 +163,8 @@ class Stage:
         batch_size: Examples an optimizer step, over all processes.
         seed: The seed.
         precision: "fp32", "fp16" or "bf16".
+        teacher_dtype: The data type that the teachers were to be brought to; None if they stayed as they were loaded.
+            "auto" becomes one of these in the first step.
     """
 
     losses: list[LossRecord]
@@ -175,6 +178,7 @@ class Stage:
     batch_size: int
     seed: int
     precision: str
+    teacher_dtype: str | None = None
 
     def balanced(self, factors: Mapping[str, float]) -> "Stage":
         """The stage with the factors that balanced its losses; a loss that is not among them keeps its factor."""
@@ -319,7 +323,7 @@ def replace_last_stage(config: PretrainedConfig, stage: Stage) -> None:
 def resume(config: PretrainedConfig, checkpoint: str | Path) -> None:
     """Take the lineage from the checkpoint that training goes on from; the present stage replaces its last one.
 
-    The factors that balanced the losses of the checkpoint's last stage stay.
+    The factors that balanced the losses of the checkpoint's last stage stay, and what "auto" was decided to be.
 
     Args:
         config: The configuration of the student, inside `recorded`.
@@ -332,4 +336,6 @@ def resume(config: PretrainedConfig, checkpoint: str | Path) -> None:
     if saved and saved.stages:
         *before, interrupted = saved.stages
         stage = last_stage(config).balanced(interrupted.factors)
+        if stage.teacher_dtype == AUTO:
+            stage = replace(stage, teacher_dtype=interrupted.teacher_dtype)
         replace(saved, stages=[*before, stage]).write(config)

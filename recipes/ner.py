@@ -74,6 +74,7 @@ results = task_distillation(
         "learning_rate": options.learning_rate,
         "loss_type": options.prediction_losses,
     },
+    labels={"num_train_epochs": 0},
     per_device_train_batch_size=options.batch_size,
     seed=options.seed,
     bf16=options.bf16,

@@ -82,6 +82,7 @@ results = task_distillation(
         "teacher_logits": options.teacher_logits,
         "loss_type": options.prediction_losses,
     },
+    labels={"num_train_epochs": 0},
     num_train_epochs=options.epochs,
     learning_rate=options.learning_rate,
     per_device_train_batch_size=options.batch_size,

@@ -1,23 +1,21 @@
-"""A student is prepared for its users: report, model card, push to the Hub, load it from there, ONNX, int8.
+"""A student is prepared for its users: report, model card, every format, push to the Hub, load it from there.
 
     python recipes/ship.py --to user/tinybert-tweets                     # the quickstart's student
     python recipes/ship.py --to user/tinybert-sst2 --private --teacher runs/sst2/teacher --student runs/sst2/student \\
         --rows validation.parquet --text sentence --data_name stanfordnlp/sst2
 
-Writes report.md, report.json, plots and the ONNX files to --output_dir, and the card to the student's folder. That
-folder is pushed to --to (token: `hf auth login`). Without --to nothing leaves this machine.
+Writes report.md, report.json and plots to --output_dir, and to its subfolder `student` the student in every format,
+with the card. That folder is pushed to --to (token: `hf auth login`). Without --to nothing leaves this machine.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from huggingface_hub import ModelCard, snapshot_download
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from hf_tinybert import DataRecord, StudentReport, export_onnx, extend_card, load_onnx, push_folder, quantize_onnx
+from hf_tinybert import DataRecord, StudentReport, TextClassification, extend_card, push_folder, ship_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default="runs/quickstart/teacher", help="folder or Hub id")
@@ -33,41 +31,27 @@ options = parser.parse_args()
 
 tokenizer = AutoTokenizer.from_pretrained(options.student)
 teacher, student = map(AutoModelForSequenceClassification.from_pretrained, (options.teacher, options.student))
-rows = Dataset.from_parquet(options.rows).rename_column("label", "labels").select_columns([*options.text, "labels"])
-texts = [rows[name][:64] for name in options.text]
-tokens = rows.map(lambda row: tokenizer(*(row[name] for name in options.text), truncation=True, max_length=128))
+task = TextClassification(options.data_name, tuple(options.text), tuple(student.config.id2label.values()))
+rows = Dataset.from_parquet(options.rows)
+tokens = task.tokenize(rows, tokenizer)
 
-
-def accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def logits(model, texts: list) -> torch.Tensor:
-    inputs = tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
-    if isinstance(model, torch.nn.Module):
-        with torch.inference_mode():
-            return model.eval()(**inputs).logits
-    return torch.from_numpy(model({name: values.numpy() for name, values in inputs.items()}))
-
-
-report = StudentReport.measure(teacher, student, tokens, tokenizer, accuracy)
+report = StudentReport.measure(teacher, student, tokens, tokenizer, task.scorer(rows, tokens))
 report.save(options.output_dir)
 print(report.to_markdown())
 
 card = ModelCard.load(options.student / "README.md")  # the card that the trainer wrote
 evaluated_on = DataRecord(name=options.data_name, rows=len(rows))
 extend_card(card, student, report, evaluated_on=evaluated_on, repo_id=options.to).save(options.student / "README.md")
-if options.to:
-    print("Pushed:", push_folder(options.student, options.to, private=options.private).commit_url)
-    with tempfile.TemporaryDirectory() as cache:  # as another user loads it, without a cache
-        student = AutoModelForSequenceClassification.from_pretrained(options.to, cache_dir=cache)
-        tokenizer = AutoTokenizer.from_pretrained(options.to, cache_dir=cache)
-    local = AutoModelForSequenceClassification.from_pretrained(options.student)
-    print("Pulled by id, logits equal:", torch.equal(logits(student, texts), logits(local, texts)))
 
-onnx = export_onnx(student, tokenizer, options.output_dir, calibration_dataset=tokens)
-for path in (onnx, quantize_onnx(options.output_dir, tokens, options.min_agreement)):
-    onnx_logits, torch_logits = logits(load_onnx(path), texts), logits(student, texts)
-    same = (onnx_logits.argmax(-1) == torch_logits.argmax(-1)).float().mean().item()
-    megabytes = path.stat().st_size / 1e6
-    print(f"{path}: {megabytes:.1f} MB, {same:.1%} of {len(torch_logits)} predictions equal those of torch")
+folder = options.output_dir / "student"
+shipment = ship_student(options.student, folder, task, rows, min_agreement=options.min_agreement, hub_id=options.to)
+for file in shipment.files:
+    print(" | ".join(file.cells))
+if options.to:
+    print("Pushed:", push_folder(folder, options.to, private=options.private).commit_url)
+    pairs = zip(*(rows[:64][name] for name in options.text), strict=True)
+    texts = [dict(zip(("text", "text_pair"), pair, strict=False)) for pair in pairs]
+    local, pulled = (
+        pipeline("text-classification", str(source)) for source in (folder, snapshot_download(options.to))
+    )
+    print("Pulled by id, probabilities equal:", local(texts) == pulled(texts))

@@ -1,4 +1,4 @@
-"""A TinyBERT of one GLUE task: teacher fine-tuned, data augmented, intermediate phase, prediction phase.
+"""The paper's recipe for one GLUE task: teacher fine-tuned, data augmented, intermediate phase, prediction phase.
 
     python recipes/task_distillation.py --task sst2 --teacher bert-base-uncased --augment 20
     python recipes/task_distillation.py --task rte --data folder/of/glue --teacher folder/of/teacher --bf16
@@ -61,11 +61,9 @@ if options.augment:
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
     tokenizer = AutoTokenizer.from_pretrained(options.masked_lm)
     augmentation = MaskedWords(masked_lm, tokenizer, vectors, copies=options.augment, seed=options.seed)
-student = dict(zip(TINYBERT4, options.size, strict=True))
+student = dict(zip(TINYBERT4, options.size, strict=True)) | {"dropout": options.dropout}
 if options.embedding_size is not None:
     student["embedding_size"] = options.embedding_size
-if options.dropout is not None:
-    student["dropout"] = options.dropout
 output_dir = options.output_dir or Path("runs") / options.task
 results = task_distillation(
     task,
@@ -89,6 +87,7 @@ results = task_distillation(
         "loss_type": options.prediction_losses,
         "learning_rate": options.learning_rate,
     },
+    labels={"num_train_epochs": 0},
     per_device_train_batch_size=options.batch_size,
     seed=options.seed,
     bf16=options.bf16,

@@ -98,6 +98,7 @@ results = task_distillation(
     fine_tuning={"num_train_epochs": epochs[0]},
     intermediate=intermediate,
     prediction=prediction,
+    labels={"num_train_epochs": 0},
     per_device_train_batch_size=options.batch_size,
     seed=options.seed,
     bf16=options.bf16,

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 
 import datasets
 import pytest
@@ -66,6 +67,22 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
 
 
+@pytest.fixture
+def cpu_capabilities(monkeypatch):
+    """The instructions that torch says the CPU has; none of bfloat16 until a test sets them."""
+    capabilities = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    return capabilities
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """What was logged, also what is logged once in a process."""
+    logging.Logger.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return lambda: caplog.text
+
+
 @pytest.fixture(scope="session")
 def _models():
     teacher, student = bert_config(4, 32), bert_config(2, 16)
@@ -75,6 +92,14 @@ def _models():
         "token_teacher": build(BertForTokenClassification, teacher, 3).eval(),
         "token_student": build(BertForTokenClassification, student, 4),
     }
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """The folder of `exported_classifier`; tests that write take another."""
+    from exported_students import exported_classifier
+
+    return exported_classifier(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from conftest import LABELS, WORDS, build, rows, word_tokenizer
 from datasets import Dataset, DatasetDict
 from extensions import OrdinalClassification, ScaledLogits, Stacked, StackedConfig, StackedForOrdinal
 from safetensors.torch import load_file
-from short_runs import QUICK, distil
+from short_runs import QUICK, TWO_PHASES, distil
 from transformers import set_seed
 
 from hf_tinybert import StudentReport, create_student, task_distillation
@@ -75,6 +75,7 @@ def test_the_pipeline_trains_saves_and_describes_all_of_it(tmp_path, teacher):
         "student": SIZE,
         "calibration_rows": 24,
         "prediction": {"losses": [ScaledLogits(0.5, start=2.0, classes=2)]},
+        **TWO_PHASES,
         **QUICK,
     }
     results = task_distillation(task, data, tmp_path / "teacher", tmp_path / "run", **arguments)

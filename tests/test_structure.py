@@ -22,6 +22,7 @@ ROOMS = (
     "teachers",
     "students",
     "losses",
+    "formats",
     "models",
     "leaf modules",
 )

@@ -1,4 +1,4 @@
-"""The command line: hf-tinybert distill | augment | evaluate | report | export | push | doctor.
+"""The command line: hf-tinybert distill | augment | evaluate | report | ship | export | push | doctor.
 
 Without a verb it prints this help. `accelerate launch -m hf_tinybert.cli distill …` runs in several processes. The
 result is printed on stdout, notes and progress bars on stderr. Exit codes: 0 done, or help or version printed; 1
@@ -15,18 +15,21 @@ from transformers.hf_argparser import string_to_bool
 
 from ..training.arguments import flag_parser
 from ..version import __version__
-from .flags import augmentation_flags, data_flags, student_flags, with_config
+from .flags import augmentation_flags, data_flags, student_flags, transfer_flags, with_config
 from .inputs import Options
+from .shipping import export, export_flags, ship, ship_flags
 from .terminal import Outcome, is_first_process, running
-from .verbs import augment, distill, doctor, evaluate, export, push, report
+from .verbs import augment, distill, doctor, evaluate, push, report
 
 EXAMPLES = """examples:
   hf-tinybert doctor --task sst2 --teacher bert-base-uncased
   hf-tinybert distill --task sst2 --teacher bert-base-uncased --output_dir runs/sst2 --bf16
   hf-tinybert distill --data reviews.csv --text review --label stars --metric macro_f1 --teacher runs/classifier \\
-      --output_dir runs/reviews --intermediate num_train_epochs=3 --early_stopping_patience 2
+      --output_dir runs/reviews --transfer more_reviews.txt --compare labels
+  hf-tinybert distill --transfer reviews.txt --teacher runs/classifier --output_dir runs/reviews
   hf-tinybert evaluate runs/reviews/student --data reviews.csv --text review --label stars --json
   hf-tinybert report --task sst2 --teacher runs/sst2/teacher --student runs/sst2/student --output_dir runs/report
+  hf-tinybert ship runs/sst2/student --to runs/shipped --task sst2
   hf-tinybert export runs/sst2/student --output_dir runs/onnx
   hf-tinybert push runs/sst2/student --to user/tinybert-sst2 --private
 
@@ -41,9 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-tinybert", description=__doc__, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"hf_tinybert {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    _add_verb(verbs, distill, data_flags(), student_flags(), augmentation_flags(0), flag_parser())
-    _add_verb(verbs, doctor, data_flags(), student_flags(), flag_parser())
-    add = _add_verb(verbs, augment, data_flags(), augmentation_flags(20)).add_argument
+    augmentations = augmentation_flags(["auto", "random_words", "masked_words", "none"])
+    _add_verb(verbs, distill, data_flags(), transfer_flags(), student_flags(), augmentations, flag_parser())
+    _add_verb(verbs, doctor, data_flags(), transfer_flags(), student_flags(), flag_parser())
+    add = _add_verb(verbs, augment, data_flags(), augmentation_flags(["masked_words", "random_words"])).add_argument
     add("--seed", type=int, default=0, help="seed of the augmentation (default: 0)")
     add("--output", required=True, metavar="FILE.parquet", help="file to write")
     add = _add_verb(verbs, evaluate, data_flags()).add_argument
@@ -57,12 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engines", nargs="+", default=["torch", "onnx", "onnx_int8"], help="of torch, onnx, onnx_int8 (default: all)"
     )
-    add = _add_verb(verbs, export, data_flags()).add_argument
-    add("model", help="Hub id or folder")
-    add("--output_dir", type=Path, required=True, help="folder to write")
-    formats = ["onnx", "int8", "fp16"]
-    add("--formats", nargs="+", choices=formats, default=formats, help="formats to write (default: all)")
-    add("--min_agreement", type=float, help="lowest share of equal answers (default: 0.98; correlation: 0.99)")
+    _add_verb(verbs, ship, data_flags(), ship_flags())
+    _add_verb(verbs, export, data_flags(), export_flags())
     add = _add_verb(verbs, push).add_argument
     add("model", help="folder of the student")
     add("--to", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist")

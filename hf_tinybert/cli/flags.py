@@ -2,16 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ..pipelines.data import KINDS
+from ..pipelines.task import COMPARISONS
 from ..students import INITS, TINYBERT4
 from ..tasks import TASKS
 from ..training.arguments import flag_parser
 
-SWITCHES = ("quiet", "json", "traceback")  # flags without a value
+SWITCHES = ("quiet", "json", "traceback", "no_calibration")  # flags without a value
 
 
 def data_flags() -> argparse.ArgumentParser:
@@ -43,34 +45,53 @@ def student_flags() -> argparse.ArgumentParser:
     """Teacher, student, and the arguments of single phases."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("models").add_argument
-    add("--teacher", nargs="+", required=True, help="Hub ids or folders; fine-tuned first without a prediction head")
+    teachers = "Hub ids or folders; fine-tuned first without a prediction head (none: --transfer has soft labels)"
+    add("--teacher", nargs="+", default=[], metavar="MODEL", help=teachers)
     add("--student", help="Hub id or folder of a student, instead of a new one of --size")
     sizes = "layers, hidden size, feed-forward size and attention heads of a new student (default: those of TinyBERT4)"
     add("--size", type=int, nargs=4, default=[*TINYBERT4.values()], metavar="N", help=sizes)
     add("--embedding_size", type=int, help="factorise the token embeddings of a new student at this size, e.g. 128")
-    add("--dropout", type=float, help="dropout of a new student, e.g. 0 (default: the teacher's)")
+    add("--dropout", type=float, help="dropout of a new student (default: 0)")
     inits = "how a new student starts: initialised from the teacher (default), with copied layers, or at random"
     add("--init", choices=INITS, default="teacher", help=inits)
-    rows = "training rows that --init teacher fits the student on (default: 2000)"
+    rows = "rows that --init teacher fits the student on (default: 2000)"
     add("--calibration_rows", type=int, default=2000, metavar="N", help=rows)
     phases = parser.add_argument_group("phases", "DistillationArguments of one phase, as KEY=VALUE").add_argument
     phases("--fine_tuning", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning of the teacher")
-    phases("--intermediate", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the layers")
+    layers = "distillation of the layers, before the others (default: no such phase)"
+    phases("--intermediate", nargs="*", metavar="KEY=VALUE", help=layers)
     phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
-    patience = "evaluations of the prediction phase without a better score after which it stops (default: never)"
+    phases("--labels", nargs="+", default=[], metavar="KEY=VALUE", help="training on the labels, after the others")
+    baseline = "also train a second student from the same start on the labels alone"
+    phases("--compare", choices=COMPARISONS, help=baseline)
+    patience = "evaluations of the last phase without a better score after which it stops (default: never)"
     phases("--early_stopping_patience", type=int, metavar="N", help=patience)
     better = "what a better score must exceed the best one by (default: 0)"
     phases("--early_stopping_threshold", type=float, default=0.0, metavar="X", help=better)
     return parser
 
 
-def augmentation_flags(copies: int) -> argparse.ArgumentParser:
-    """How rows are augmented, by default with this number of copies."""
+def transfer_flags() -> argparse.ArgumentParser:
+    """Rows without labels."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("transfer data").add_argument
+    files = "rows without labels, which the teacher labels: a text file of one text a line, or what --data takes"
+    soft = "; soft labels in a column teacher_probabilities or teacher_logits are read instead"
+    add("--transfer", metavar="SOURCE", help=files + soft)
+    add("--transfer_rows", type=int, metavar="N", help="number of transfer rows, drawn with seed 0 (default: all)")
+    return parser
+
+
+def augmentation_flags(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """How rows are augmented: by one of these methods, of which the first is the default."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("augmentation").add_argument
-    add("--copies", type=int, default=copies, help=f"variants of each row (default: {copies}; TinyBERT: 20)")
-    methods = "what makes the variants: a masked language model (default), or random operations on words"
-    add("--augmentation", choices=["masked_words", "random_words"], default="masked_words", help=methods)
+    makes = (
+        f"what makes variants of rows: random operations on words, or a masked language model (default: {methods[0]})"
+    )
+    add("--augmentation", choices=methods, default=methods[0], help=makes)
+    copies = "variants of each row (default: 20 of masked_words, 10 of random_words, by the number of rows for auto)"
+    add("--copies", type=int, help=copies)
     masked_lm = "Hub id or folder of the masked language model that proposes words (default: bert-base-uncased)"
     add("--masked_lm", default="bert-base-uncased", help=masked_lm)
     add("--vectors", nargs="+", type=Path, help="word vectors: a text file of GloVe, or a .npy file and its words")

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ..models.loading import from_pretrained, load_tokenizer
-from ..pipelines.data import KINDS, load_task
+from ..pipelines.data import KINDS, TEXTS, load_task
 from ..pipelines.early_stopping import EarlyStopping
+from ..pipelines.transfer_files import load_transfer
 from ..students import TINYBERT4
-from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, WordVectors
+from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, UnlabelledText, WordVectors
 from ..training.arguments import DistillationArguments
 
 Options = argparse.Namespace
@@ -23,8 +24,11 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
     """The task and its splits.
 
     Args:
-        options: The flags of `data_flags`.
+        options: The flags of `data_flags`, and perhaps those of `transfer_flags`.
         labels: The labels of a trained prediction head, to which those of the rows are matched.
+
+    Returns:
+        The task and its splits; no splits if there are transfer rows alone, whose task is that of the teacher.
     """
     if options.task:
         task = TASKS[options.task]
@@ -41,19 +45,41 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
             options.max_length,
             labels,
         )
+    elif getattr(options, "transfer", None) and options.teacher:
+        text = options.text or TEXTS["text"]
+        task, data = (
+            UnlabelledText.from_teacher(options.teacher[0], text, options.max_length),
+            datasets.DatasetDict(),
+        )
     else:
         raise ValueError("There is no data: pass --data, a file, folder or Hub id, or --task, the name of a task.")
     if options.metric:
         task = task.select_by(*options.metric)
-    if options.rows:
-        chosen = random.Random(0).sample(range(len(data["train"])), min(options.rows, len(data["train"])))
-        data["train"] = data["train"].select(chosen)
+    if options.rows and "train" in data:
+        data["train"] = _drawn(data["train"], options.rows)
     return task, data
 
 
-def head_labels(options: Options, model: str) -> tuple[str, ...] | None:
+def transfer_of(options: Options, task: Task) -> datasets.Dataset | None:
+    """The transfer rows; None if there are none."""
+    if options.transfer is None:
+        return None
+    rows = load_transfer(options.transfer, task.text)
+    return _drawn(rows, options.transfer_rows) if options.transfer_rows else rows
+
+
+def _drawn(rows: datasets.Dataset, count: int) -> datasets.Dataset:
+    return rows.select(random.Random(0).sample(range(len(rows)), min(count, len(rows))))
+
+
+def head_labels(options: Options, model: str | None) -> tuple[str, ...] | None:
     """The labels of a model's prediction head for the task in the order of their ids; None if it has no such head."""
-    return KINDS[options.kind].head_labels(model)
+    return None if model is None else KINDS[options.kind].head_labels(model)
+
+
+def first_teacher(options: Options) -> str | None:
+    """The teacher that the student is made from; None if there is none."""
+    return options.teacher[0] if options.teacher else None
 
 
 def fine_tuned_model(task: Task, name: str) -> PreTrainedModel:
@@ -73,16 +99,21 @@ def student_of(options: Options) -> dict[str, float] | str:
     return sizes | {name: value for name, value in optional.items() if value is not None}
 
 
-def augmentation_of(options: Options) -> Augmentation:
-    """The augmentation, with its model on an accelerator if there is one."""
-    seed = getattr(options, "seed", 0)
-    if options.augmentation == "random_words":
-        return RandomWords(options.copies, seed=seed)
+def augmentation_of(options: Options) -> Augmentation | str | None:
+    """The augmentation, with its model on an accelerator if there is one; "auto" as `task_distillation` takes it."""
+    seed, copies = getattr(options, "seed", 0), {} if options.copies is None else {"copies": options.copies}
+    match options.augmentation:
+        case "none":
+            return None
+        case "auto" if options.copies is None:
+            return "auto"
+        case "auto" | "random_words":
+            return RandomWords(seed=seed, **copies) if options.copies != 0 else None
     model, tokenizer = from_pretrained(AutoModelForMaskedLM, options.masked_lm), load_tokenizer(options.masked_lm)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     vectors = WordVectors.load(*options.vectors) if options.vectors else None
-    return MaskedWords(model, tokenizer, vectors, copies=options.copies, seed=seed)
+    return MaskedWords(model, tokenizer, vectors, seed=seed, **copies)
 
 
 def early_stopping_of(options: Options) -> EarlyStopping | None:

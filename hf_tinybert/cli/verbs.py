@@ -14,35 +14,41 @@ from ..evaluation.measurement import Measurement, distinct_metrics
 from ..evaluation.plots import plot_attention, plot_similarity
 from ..evaluation.report import StudentReport
 from ..evaluation.rows import EvaluationRows
-from ..models.export import export_onnx, quantize_onnx, save_half
 from ..models.loading import load_tokenizer
 from ..pipelines.doctor import Check, diagnose
 from ..pipelines.doctor import to_table as to_check_list
 from ..pipelines.scoring import evaluate_task
 from ..pipelines.task import task_distillation
 from ..publishing.hub import push_folder
-from ..teachers import load_teacher
 from .flags import phase_arguments
 from .inputs import (
     Options,
     augmentation_of,
     early_stopping_of,
     fine_tuned_model,
+    first_teacher,
     head_labels,
     student_of,
     task_and_data,
     trainer_arguments,
+    transfer_of,
 )
 from .terminal import Outcome, to_duration, to_table
 
-MODELS = {"teacher": "teacher", "student": "student, best epoch", "student_last": "student, last epoch"}
+MODELS = {
+    "teacher": "teacher",
+    "student": "student, best epoch",
+    "student_last": "student, last epoch",
+    "baseline": "student, labels alone",
+}
 
 
 def distill(options: Options) -> Outcome:
     """Distil a teacher into a student: fine-tune the teacher if it has no prediction head for the task, initialise the
-    student from it, then distil its layers and its predictions. Prints the scores and the folder of the student."""
+    student from it, then train it on the teacher's answers for the rows, the transfer rows and variants of both, and
+    on the labels. Prints the scores and the folder of the student."""
     start = perf_counter()
-    task, data = task_and_data(options, head_labels(options, options.teacher[0]))
+    task, data = task_and_data(options, head_labels(options, first_teacher(options)))
     arguments = trainer_arguments(options)
     output_dir = arguments.pop("output_dir")
     results = task_distillation(
@@ -53,16 +59,21 @@ def distill(options: Options) -> Outcome:
         student=student_of(options),
         init=options.init,
         calibration_rows=options.calibration_rows,
-        augmentation=augmentation_of(options) if options.copies else None,
+        transfer=transfer_of(options, task),
+        augmentation=augmentation_of(options),
         fine_tuning=phase_arguments(options.fine_tuning),
-        intermediate=phase_arguments(options.intermediate),
+        intermediate=None if options.intermediate is None else phase_arguments(options.intermediate),
         prediction=phase_arguments(options.prediction),
+        labels=phase_arguments(options.labels),
         early_stopping=early_stopping_of(options),
+        compare=options.compare,
         **arguments,
     )
     phases = ", ".join(
         f"{name.replace('_', '-')} {to_duration(seconds)}" for name, seconds in results["seconds"].items()
     )
+    if "agreement" in results["student"][task.validation[0]]:
+        phases += "; scored by agreement with the teacher on held-out rows without labels"
     text = (
         f"{to_table(_score_rows(results))}\n\n"
         f"{results['rows']:,} training rows; {phases}; in all {to_duration(perf_counter() - start)}.\n"
@@ -73,12 +84,12 @@ def distill(options: Options) -> Outcome:
 
 def _score_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A row for each model and validation split."""
-    splits = results["teacher"]
+    splits = results["student"]
     names = [name for name in next(iter(splits.values())) if name != "score" or len(next(iter(splits.values()))) > 2]
     rows = [["", *(["split"] if len(splits) > 1 else []), "parameters", "MB", *names]]
     for key, model in MODELS.items():
-        size = key.removesuffix("_last")
-        for split, scores in results[key].items():
+        size = "teacher" if key == "teacher" else "student"
+        for split, scores in results.get(key, {}).items():
             place = [split] if len(splits) > 1 else []
             sizes = [f"{results['parameters'][size] / 1e6:.1f} M", f"{results['megabytes'][size]:.1f}"]
             rows.append([model, *place, *sizes, *(f"{scores[name]:.4f}" for name in names)])
@@ -89,11 +100,12 @@ def doctor(options: Options) -> Outcome:
     """Check a distillation before any training and print a table of what works and what to change. The exit code is 1
     if something cannot work."""
     try:
-        labels = head_labels(options, options.teacher[0])
+        labels = head_labels(options, first_teacher(options))
     except (ValueError, OSError):
         labels = None  # the check of the teacher says what is wrong
     try:
         task, data = task_and_data(options, labels)
+        transfer = transfer_of(options, task)
     except (ValueError, OSError) as error:
         checks = [Check("data", False, str(error))]
     else:
@@ -101,7 +113,7 @@ def doctor(options: Options) -> Outcome:
         checks = [
             check
             for teacher in options.teacher
-            for check in diagnose(task, data, teacher, student, options.init, **arguments)
+            for check in diagnose(task, data, teacher, student, options.init, transfer, **arguments)
         ]
     failed = [check for check in checks if not check.passed]
     verdict = f"{len(failed)} of {len(checks)} checks failed." if failed else "This can be distilled."
@@ -172,26 +184,6 @@ def _measurement_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
         cells = [f"{m.metrics[metric][0]:.3f}", retained, f"{m.megabytes:.1f}"]
         rows.append([m.model, m.engine_name, *cells, f"{m.latency_ms['p50']:.1f}", f"{m.throughput:.0f}"])
     return rows
-
-
-def export(options: Options) -> Outcome:
-    """Write a model as ONNX, int8 ONNX and fp16 safetensors, and compare the answers of each with the model's, on 256
-    rows of the validation split if there is data, otherwise on random tokens."""
-    model, tokenizer = load_teacher(options.model), load_tokenizer(options.model)
-    folder, least, rows, written = options.output_dir, options.min_agreement, None, []
-    if options.task or options.data:
-        task, data = task_and_data(options, head_labels(options, options.model))
-        rows = task.tokenize(data[task.validation[0]], tokenizer)
-    if {"onnx", "int8"} & set(options.formats):
-        written.append(export_onnx(model, tokenizer, folder, calibration_dataset=rows, min_agreement=least))
-    if "int8" in options.formats:
-        written.append(quantize_onnx(folder, rows, least))
-    if "fp16" in options.formats:
-        written.append(save_half(model, tokenizer, folder / "fp16", rows, least) / "model.safetensors")
-    sizes = [sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*")) / 1e6 for path in written]
-    table = [["file", "MB"], *([str(path), f"{size:.1f}"] for path, size in zip(written, sizes, strict=True))]
-    files = [{"file": str(path), "megabytes": round(size, 1)} for path, size in zip(written, sizes, strict=True)]
-    return Outcome(f"{to_table(table)}\n\nFolder: {folder}", {"files": files})
 
 
 def push(options: Options) -> Outcome:

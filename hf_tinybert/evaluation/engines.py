@@ -14,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm, trange
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.agreement import Answers, answers_of_logits, join_answers
-from ..models.agreement import agreement as measure_agreement
-from ..models.export import export_onnx, load_onnx, quantize_onnx
-from ..models.prediction_heads import prediction_head_of
+from ..formats.agreement import Answers, answers_of_logits, join_answers
+from ..formats.agreement import agreement as measure_agreement
+from ..formats.layout import size_of
+from ..formats.onnx_export import export_onnx, load_onnx
+from ..formats.onnx_int8 import quantize_onnx
+from ..models.prediction_heads import PredictionHead, prediction_head_of
+from .calibration import Calibration
 from .comparison import Agreement
 from .rows import Batch, EvaluationRows, input_columns
 
@@ -53,12 +56,14 @@ class RunOutputs:
     Attributes:
         predictions: Of each run, what Trainer gives to `compute_metrics`, in the order of the rows.
         seconds: The time of each run for all rows.
-        engine_agreement: Of each run, its agreement with the same model in the first engine (`models.agreement`).
+        engine_agreement: Of each run, its agreement with the same model in the first engine (`formats.agreement`).
+        calibrations: Of each run; None for scores, and if the logits were not held.
     """
 
     predictions: list[EvalPrediction]
     seconds: list[float]
     engine_agreement: list[float]
+    calibrations: list[Calibration | None]
 
 
 def runs_of(
@@ -78,9 +83,8 @@ def runs_of(
         if engine == "torch":
             yield Run(role, engine, torch_forward(model), model.get_memory_footprint())
         else:
-            path = exported if engine == "onnx" else quantize_onnx(folder, min_agreement=0)
-            size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))  # large ones keep weights beside
-            yield Run(role, engine, load_onnx(path), size)
+            path = exported if engine == "onnx" else quantize_onnx(folder, min_agreement=0).path
+            yield Run(role, engine, load_onnx(path), size_of(path))
 
 
 def torch_forward(model: PreTrainedModel) -> Callable[[Batch], np.ndarray]:
@@ -152,11 +156,24 @@ def predict(
     if preprocess_logits is None:
         whole = [rows.join(parts, chunks, PADDING) for parts in outputs]
         agreement.add(whole, whole_labels)
+        calibrations = [_calibration(agreement.prediction_head, logits, whole_labels) for logits in whole]
         whole = [rows.unstack(logits) for logits in whole]
     else:
         whole = [rows.join(parts, chunks) for parts in outputs]
+        calibrations = [None] * len(runs)
     predictions = [EvalPrediction(values, rows.unstack(whole_labels), inputs=whole_inputs) for values in whole]
-    return RunOutputs(predictions, seconds, _engine_agreement(runs, answers, len(rows)))
+    return RunOutputs(predictions, seconds, _engine_agreement(runs, answers, len(rows)), calibrations)
+
+
+def _calibration(head: PredictionHead, logits: np.ndarray, labels: np.ndarray) -> Calibration | None:
+    """The calibration of what a head decides; None if it gives scores, decides nothing, gives NaN, or is of a kind of
+    its own, whose labels are not the numbers of its logits."""
+    if head.real_valued:
+        return None
+    decisions, targets = head.decisions(logits, labels)
+    if not len(targets) or np.isnan(decisions).any() or targets.max() >= decisions.shape[-1]:
+        return None
+    return Calibration.measure(decisions, targets)
 
 
 def _engine_agreement(runs: Sequence[Run], answers: Sequence[Sequence[Answers]], rows: int) -> list[float]:

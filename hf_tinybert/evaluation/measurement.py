@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from .calibration import Calibration
+
 
 @dataclass
 class Measurement:
@@ -25,7 +27,9 @@ class Measurement:
         latency_ms: Milliseconds of the forward of one row, quantiles `p50` and `p95`.
         throughput: Rows per second of the forward in batches.
         engine_agreement: How far the answers are those of the same model in the first engine: the share of equal ones,
-            or the correlation of scores (`models.agreement`).
+            or the correlation of scores (`formats.agreement`).
+        calibration: How far the probabilities of its decisions can be trusted; None for scores, and if the logits were
+            not held.
     """
 
     model: str
@@ -41,6 +45,11 @@ class Measurement:
     latency_ms: dict[str, float]
     throughput: float
     engine_agreement: float = 1.0
+    calibration: Calibration | None = None
+
+    def __post_init__(self):
+        if isinstance(self.calibration, dict):  # read from JSON
+            self.calibration = Calibration(**self.calibration)
 
     @property
     def engine_name(self) -> str:

@@ -56,6 +56,40 @@ def plot_latency(report: Measured, metric: str | None = None) -> "Figure":
     return figure
 
 
+def plot_reliability(report: Measured) -> "Figure":
+    """Accuracy against confidence of teacher and student in the first engine, before and after their temperatures.
+
+    On the diagonal probabilities are honest; below it the model is too confident. The area of a disc is proportional
+    to its share of the decisions.
+
+    Args:
+        report: A `StudentReport` of a head that decides.
+
+    Raises:
+        ValueError: If it has no calibration, as of scores.
+    """
+    engine = report.measurements[0].engine
+    measured = [m for m in report.measurements if m.calibration and m.engine == engine]
+    if not measured:
+        raise ValueError("The report has no calibration: its head gives scores, or its logits were not held.")
+    figure = _figure(3.8)
+    for axes, m in zip(figure.subplots(1, len(measured), sharey=True, squeeze=False)[0], measured, strict=True):
+        axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1, alpha=0.5)
+        calibration, colour = m.calibration, MODEL_COLOURS[m.model]
+        after = f"temperature {calibration.temperature:.2f}: error {calibration.error_after:.3f}"
+        for bins, label, style in (
+            (calibration.bins, f"as it is: error {calibration.error:.3f}", {"color": colour, "alpha": 0.6}),
+            (calibration.bins_after, after, {"facecolor": "none", "edgecolor": COLOURS[0]}),
+        ):
+            shares, confidences, accuracies = np.transpose(bins)
+            axes.scatter(confidences, accuracies, 10 + 300 * shares, label=label, **style)
+        axes.set(title=m.model, xlabel="confidence", xlim=(0, 1.02), ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower right", markerscale=0.5)
+    figure.axes[0].set_ylabel("accuracy")
+    return figure
+
+
 def plot_losses(stages: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> "Figure":
     """Every loss over the steps on a logarithmic scale, one panel for each stage of training.
 

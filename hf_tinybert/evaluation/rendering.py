@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.agreement import MIN_AGREEMENT, MIN_CORRELATION
+from ..formats.agreement import MIN_AGREEMENT, MIN_CORRELATION
 from .measurement import Measurement, distinct_metrics
 
 CLASSES = 5  # in the notes
@@ -57,6 +57,7 @@ def to_notes(
         f"Retained and agreement are against the teacher in {engine}; 95 %: bootstrap interval over examples. Student "
         f"− teacher in {engine}: {', '.join(differences)}.",
         *_engine_notes(measurements),
+        *_calibration_notes(measurements),
         *_class_notes(student),
         f"{rows} rows of {lengths['mean']:.0f} tokens on average, {lengths['max']:.0f} at most. ms: forward of one "
         f"row; rows/s: in batches of {batch_size}; GFLOP: one row of {lengths['flops']:.0f} tokens. "
@@ -72,10 +73,21 @@ def _engine_notes(measurements: Sequence[Measurement]) -> list[str]:
         if value < (MIN_CORRELATION if correlates else MIN_AGREEMENT):
             changes = f"correlates by {value:.3f} with" if correlates else f"gives {_percent(value)} of the answers of"
             notes.append(
-                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. The export to this "
-                "format would be refused."
+                f"Warning: the {m.model} in {m.engine_name} {changes} the same model in {engine}. An export to this "
+                "format looks for another choice, or refuses it."
             )
     return notes
+
+
+def _calibration_notes(measurements: Sequence[Measurement]) -> list[str]:
+    """The expected calibration errors of teacher and student in the first engine."""
+    measured = [m for m in measurements if m.calibration and m.engine == measurements[0].engine]
+    errors = [
+        f"{m.model} {m.calibration.error:.3f}, {m.calibration.error_after:.3f} at temperature "
+        f"{m.calibration.temperature:.2f}"
+        for m in measured
+    ]
+    return [f"Expected calibration error of the probabilities: {'; '.join(errors)}."] if errors else []
 
 
 def _class_notes(student: Measurement) -> list[str]:

@@ -21,7 +21,7 @@ from ..models.prediction_heads import prediction_head_of
 from .comparison import Agreement, compare
 from .engines import ENGINES, Preprocess, Run, count_flops, latencies, predict, runs_of
 from .measurement import Measurement
-from .plots import plot_latency, save_png
+from .plots import plot_latency, plot_reliability, save_png
 from .rendering import to_notes, to_table
 from .rows import EvaluationRows, input_columns
 
@@ -123,6 +123,7 @@ class StudentReport:
                     latency_ms={"p50": p50, "p95": p95},
                     throughput=len(rows) / outputs.seconds[index],
                     engine_agreement=outputs.engine_agreement[index],
+                    calibration=outputs.calibrations[index],
                 )
             )
         return cls(measurements, len(rows), rows.token_counts, batch_size, resamples, _machine(teacher, engines))
@@ -153,7 +154,7 @@ class StudentReport:
         return "\n".join(to_table(self.measurements)) + "\n\n" + "\n\n".join(notes) + "\n"
 
     def save(self, folder: str | Path, **figures: "Figure") -> None:
-        """Write report.json, report.md and latency.png.
+        """Write report.json, report.md, latency.png and, for a head that decides, reliability.png.
 
         Needs `pip install 'hf_tinybert[report]'`.
 
@@ -167,6 +168,8 @@ class StudentReport:
         (folder / "report.json").write_text(self.to_json(), encoding="utf8")
         (folder / "report.md").write_text(self.to_markdown(), encoding="utf8")
         figures = {"latency": plot_latency(self), **figures}
+        if any(measurement.calibration for measurement in self.measurements):
+            figures["reliability"] = plot_reliability(self)
         for name, figure in figures.items():
             save_png(figure, folder / f"{name}.png")
         images = "".join(f"\n![{name}]({name}.png)\n" for name in figures)

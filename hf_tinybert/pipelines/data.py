@@ -23,7 +23,7 @@ KINDS: dict[str, type[Task]] = {
 }
 TEXTS = {"text": ["text"], "tokens": ["tokens"], "qa": ["question", "context"], "choice": ["context"]}
 LABELS = {"text": "label", "tokens": "ner_tags", "qa": "answers", "choice": "label"}
-FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "arrow")
+FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "ndjson", "parquet", "arrow")
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 50, 2000  # one row in ten
 FEWEST_ROWS = 20
 
@@ -184,13 +184,17 @@ def hold_out(data: datasets.DatasetDict, label: str | None = None, seed: int = 0
     classes = [()] * len(rows)
     if label in rows.column_names:
         classes = [_classes(value) for value in rows[label][:]]
-    count = min(max(len(rows) // HELD_OUT_SHARE, FEWEST_HELD_OUT), MOST_HELD_OUT, len(rows) // 2)
-    chosen = held_out_rows(classes, count, seed)
+    chosen = held_out_rows(classes, held_out_count(len(rows)), seed)
     if not chosen:
         raise ValueError(f"Every row has another '{label}': name the column of the labels.")
     logger.info(f"No validation split: {len(chosen)} of {len(rows)} training rows are held out (seed {seed}).")
     training = sorted({*range(len(rows))} - {*chosen})
     return datasets.DatasetDict({**data, "train": rows.select(training), "validation": rows.select(chosen)})
+
+
+def held_out_count(rows: int) -> int:
+    """How many of so many rows are held out: a tenth, but 50 to 2,000 and at most half of them."""
+    return min(max(rows // HELD_OUT_SHARE, FEWEST_HELD_OUT), MOST_HELD_OUT, rows // 2)
 
 
 def held_out_rows(classes: Sequence[Sequence[Hashable]], count: int, seed: int = 0) -> list[int]:

@@ -1,20 +1,14 @@
 """The doctor: what a task distillation needs, checked before any training. Each check is one line."""
 
-import copy
-import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-import torch
-from accelerate.utils import get_max_memory
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..layer_mapping import map_layers
 from ..models.capture import ActivationCapture
@@ -23,27 +17,15 @@ from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokens, own_tokenizer
 from ..models.weights import check_weights
 from ..students import TINYBERT4, FitCost, check_can_initialise, create_student, fit_cost, seconds_per_row
-from ..tasks import Task
+from ..tasks import Task, TextClassification
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
-from ..training.trainer import DistillationTrainer
+from .dry_run import DRY_RUN, dry_run, memory_needed, time_needed
 from .phase import TRAINING
+from .recipe import Recipe
 
-CHECKED_ROWS, DRY_STEPS = 2000, 4
-ADAMW_BYTES = 16  # of each fp32 weight: itself, its gradient and two moments
+CHECKED_ROWS = 2000
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError)
-DRY_RUN = {
-    "max_steps": DRY_STEPS,
-    "logging_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "teacher_cache_gb": 0.0,
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "load_best_model_at_end": False,
-    "push_to_hub": False,
-    "report_to": [],
-    "disable_tqdm": True,
-}
 Value = TypeVar("Value")
 
 
@@ -68,6 +50,7 @@ def diagnose(
     teacher: str | Path,
     student: Mapping[str, int] | str | Path = TINYBERT4,
     init: str = "teacher",
+    transfer: datasets.Dataset | None = None,
     **arguments,
 ) -> list[Check]:
     """Check what `task_distillation` would be given. Nothing is trained, and no mistake of a user raises.
@@ -79,22 +62,23 @@ def diagnose(
 
     Args:
         task: The task.
-        data: Its training and validation splits; lengths are those of the first 2,000 training rows.
+        data: Its training and validation splits; lengths are those of the first 2,000 training rows, or transfer rows.
         teacher: A Hub id or folder.
         student: The sizes of a student, or a Hub id or folder. Default TinyBERT4.
         init: How a student of these sizes starts, as in `create_student`; default "teacher".
+        transfer: Rows without labels; default none.
         arguments: `DistillationArguments`.
 
     Returns:
         The checks in the order in which they were made.
     """
-    checks = _Checks()
+    checks, plain = _Checks(), data.get("train", transfer)
     args = checks.run("arguments", _arguments, arguments)
     tokenizer = checks.run("tokenizer", _tokenizer, teacher)
     teacher = checks.run("teacher", _teacher, task, teacher)
     rows = None
     if tokenizer is not None and teacher is not None:
-        rows = checks.run("lengths", _rows, task, data["train"], tokenizer, teacher)
+        rows = checks.run("lengths", _rows, task, plain, tokenizer, teacher)
     if rows is None or args is None:
         return checks.made
     model = checks.run("student", _student, task, student, init, teacher, args.layer_mapping)
@@ -111,10 +95,12 @@ def diagnose(
         checks.run("labels", _labels, model, teacher),
     ]
     if all(fit):
-        steps = checks.run("dry steps", _dry_run, task, model, teacher, rows, tokenizer, args)
+        steps = checks.run("dry steps", dry_run, task, model, teacher, rows, tokenizer, args)
         if steps is not None:
-            checks.run("memory", _memory, model, teacher, args, steps)
-            checks.run("time", _time, len(data["train"]), args, steps)
+            checks.run("memory", memory_needed, model, teacher, args, steps)
+            counts = len(data.get("train", ())), len(transfer or ())
+            recipe = Recipe.for_rows(*counts, None if isinstance(task, TextClassification) else 0)
+            checks.run("time", time_needed, recipe, *counts, args, steps)
     return checks.made
 
 
@@ -266,81 +252,3 @@ def _vocabularies(
 def _labels(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[bool, str]:
     check_prediction_heads(student, teacher)
     return True, ", ".join(f"{index} {name}" for index, name in teacher.config.id2label.items())
-
-
-class _Meter(TrainerCallback):
-    """The seconds of each step, the most bytes that a step saved for its backward pass, and the losses."""
-
-    def __init__(self):
-        self.seconds: list[float] = []
-        self.saved_bytes = 0
-        self.losses: dict[str, float] = {}
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._weights = {parameter.data_ptr() for parameter in model.parameters()}
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._saved, self._start = {}, perf_counter()
-
-    def save(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A hook of autograd: count a tensor that is saved for the backward pass, except weights."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._weights:
-            self._saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(perf_counter() - self._start)
-        self.saved_bytes = max(self.saved_bytes, sum(self._saved.values()))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.losses |= {name: value for name, value in logs.items() if name.endswith("_loss") and name != "train_loss"}
-
-
-def _dry_run(
-    task: Task,
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    args: DistillationArguments,
-) -> tuple[_Meter, str]:
-    """Steps on random rows, the longest batch first, in a copy of the student."""
-    count, meter = min(DRY_STEPS * args.train_batch_size, len(rows)), _Meter()
-    with tempfile.TemporaryDirectory() as folder:
-        args.output_dir = folder
-        trainer = DistillationTrainer(
-            copy.deepcopy(student),
-            args,
-            data_collator=task.collator(tokenizer),
-            train_dataset=rows.shuffle(0).select(range(count)),
-            processing_class=tokenizer,
-            callbacks=[meter],
-            teacher_model=teacher,
-        )
-        trainer.remove_callback(PrinterCallback)
-        with torch.autograd.graph.saved_tensors_hooks(meter.save, lambda tensor: tensor):
-            trainer.train()
-    if bad := [name for name, value in meter.losses.items() if not math.isfinite(value)]:
-        raise ValueError(f"{', '.join(bad)} became NaN or infinite within {DRY_STEPS} steps: lower learning_rate.")
-    return meter, ", ".join(f"{name} {value:.3g}" for name, value in meter.losses.items())
-
-
-def _memory(
-    student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments, steps: _Meter
-) -> tuple[bool, str]:
-    weights = ADAMW_BYTES * student.num_parameters() + teacher.get_memory_footprint()
-    needed, device = weights + steps.saved_bytes, args.device
-    free = get_max_memory()["cpu" if device.type == "cpu" else device.index or 0]
-    if needed > free:
-        raise ValueError(
-            f"About {needed / 1e9:.1f} GB are needed on {device}, which has {free / 1e9:.1f}: lower "
-            "per_device_train_batch_size and raise gradient_accumulation_steps by the same factor."
-        )
-    return True, f"{weights / 1e9:.2f} GB of weights and AdamW, {steps.saved_bytes / 1e9:.2f} GB for the longest batch"
-
-
-def _time(rows: int, args: DistillationArguments, steps: _Meter) -> tuple[bool, str]:
-    seconds = sum(steps.seconds[1:]) / len(steps.seconds[1:])  # the first step is the longest and warms up
-    epoch = seconds * math.ceil(rows / args.train_batch_size) / 60
-    return True, f"{seconds:.2g} s a step, about {epoch:.2g} minutes an epoch of {rows:,} rows in one process"

@@ -21,7 +21,7 @@ from ..sound_caches import with_sound_caches
 from ..students import TINYBERT4, create_student
 from .phase import GENERAL, Phase
 from .resumable import BatchMasks
-from .runs import TrainingData, claim, initialisation, train_once
+from .runs import TrainingData, claim, has_begun, train_once
 from .text import tokenize_text
 
 
@@ -95,7 +95,7 @@ def general_distillation(
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})
     set_seed(phase.seed)
     if isinstance(student, Mapping):
-        sequences, init = list(rows.take(calibration_rows)), initialisation(init, phase)
+        sequences, init = list(rows.take(calibration_rows)), "random" if has_begun(phase) else init
         model = create_student(
             teacher_model, **student, init=init, calibration_dataset=sequences, processing_class=tokenizer
         )

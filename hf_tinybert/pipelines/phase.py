@@ -23,13 +23,11 @@ TRAINING = {
     "save_total_limit": 1,
 }
 FINE_TUNING = TRAINING | {"learning_rate": 5e-5}
-INTERMEDIATE = TRAINING | {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0}
-PREDICTION = TRAINING | {
-    "loss_type": ["prediction"],
-    "eval_strategy": "epoch",
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "score",
-}
+AUTO_DTYPE = {"teacher_dtype": "auto"}
+INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0}
+PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "learning_rate": 2e-4, "eval_strategy": "epoch"}
+LABELS = TRAINING | {"loss_type": ["task"], "eval_strategy": "epoch"}
+SELECTING = {"load_best_model_at_end": True, "metric_for_best_model": "score"}  # of the last phase
 GENERAL = TRAINING | {"loss_type": INTERMEDIATE_LOSSES, "save_strategy": "steps"}
 
 
@@ -100,7 +98,7 @@ class Phase:
     def title(self) -> str:
         """What people call it: "Fine-tuning", "Intermediate phase"."""
         title = self.name.replace("_", "-").capitalize()
-        return f"{title} phase" if self.name in ("intermediate", "prediction") else title
+        return f"{title} phase" if self.name in ("intermediate", "prediction", "labels") else title
 
     @property
     def reads(self) -> frozenset[str]:

@@ -32,7 +32,7 @@ class TrainingData:
     """The rows of a phase, and what a trainer needs beside them.
 
     Args:
-        rows: Tokenised rows to train on.
+        rows: Tokenised rows to train on; None for none yet.
         tokenizer: The tokenizer.
         data_collator: Rows → a batch.
         validation_rows: Tokenised rows that select the model.
@@ -41,7 +41,7 @@ class TrainingData:
         augmentation: The settings that the rows were augmented with, for the lineage.
     """
 
-    rows: datasets.Dataset | datasets.IterableDataset
+    rows: datasets.Dataset | datasets.IterableDataset | None
     tokenizer: PreTrainedTokenizerBase
     data_collator: Callable[[list[dict]], dict[str, Any]]
     validation_rows: datasets.Dataset | None = None
@@ -188,10 +188,9 @@ def _save(trainer: ResumableTrainer, model_class: type[PreTrainedModel], folder:
     PartialState().wait_for_everyone()
 
 
-def initialisation(init: str, *phases: Phase) -> str:
-    """The `init` of `create_student`: "random" if a phase has begun, whose checkpoint replaces every weight anyway."""
-    begun = any((phase.folder / STATE).exists() or last_checkpoint(phase) for phase in phases)
-    return "random" if begun else init
+def has_begun(*phases: Phase) -> bool:
+    """Whether a phase is finished or has a checkpoint to continue from."""
+    return any((phase.folder / STATE).exists() or last_checkpoint(phase) for phase in phases)
 
 
 def last_checkpoint(phase: Phase) -> str | None:

@@ -1,8 +1,11 @@
 """The metrics of a model on the validation splits of a task."""
 
+from functools import partial
+
 import datasets
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from ..sound_caches import with_sound_caches
 from ..tasks import Task
 from .progress import name_bar
 
@@ -37,7 +40,7 @@ def _evaluate_split(
     tokenizer: PreTrainedTokenizerBase,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    tokens = task.tokenize(data[split], tokenizer)
+    tokens = with_sound_caches(data[split], partial(task.tokenize, data[split], tokenizer))
     score, scores = task.scorer(data[split], tokens), {}
 
     def record(prediction: EvalPrediction) -> dict[str, float]:

@@ -58,7 +58,7 @@ def extend_card(
         report: Teacher and student measured side by side.
         metrics: Scores of the student on `evaluated_on`. Those of `report` take their place if there is one; default
             those in the card.
-        evaluated_on: The evaluation data.
+        evaluated_on: The evaluation data. Results in the card on data of another name are replaced.
         repo_id: The name to load the student by; default the card's title.
 
     Returns:
@@ -76,7 +76,7 @@ def extend_card(
         metrics = {result.metric_type: result.metric_value for result in card.data.eval_results or ()}
     evaluated_on = evaluated_on or DataRecord()
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
-    task = _task(model)
+    task = pipeline_tag(model)
     extended = ModelCard(str(card))
     _extend_metadata(extended.data, title[1], task, lineage, metrics, evaluated_on)
     sections = [
@@ -84,7 +84,7 @@ def extend_card(
         _introduction(model, lineage),
         _results(metrics, evaluated_on),
         f"## Teacher and student\n\n{report.to_markdown().strip()}" if report is not None else "",
-        _usage(task, repo_id or title[1]),
+        usage(task, repo_id or title[1]),
         _lineage(lineage),
         (PROCEDURE + card.text.partition(PROCEDURE)[2].partition(CITATION)[0]).strip(),
         _citation(lineage),
@@ -130,8 +130,9 @@ def _extend_metadata(
     data.tags = list(dict.fromkeys([*TAGS, *(data.tags or ())]))
     data["library_name"], data["pipeline_tag"] = "transformers", task
     scores = {METRIC_TYPES[name]: value for name, value in metrics.items() if name in METRIC_TYPES}
-    if data.eval_results:  # of the data set that the user named, with Trainer's values
-        for result in data.eval_results:
+    results = data.eval_results or []
+    if results and (evaluated_on.name is None or evaluated_on.name in [result.dataset_name for result in results]):
+        for result in results:
             result.metric_value = scores.get(result.metric_type, result.metric_value)
     elif scores and evaluated_on.name:
         data.model_name, data.metrics = name, list(scores)
@@ -151,7 +152,7 @@ def _extend_metadata(
         ]
 
 
-def _task(model: PreTrainedModel) -> str:
+def pipeline_tag(model: PreTrainedModel) -> str:
     """The Hub's pipeline tag."""
     classes = ((task, names.values()) for task, names in TASK_MAPPING.items())
     return next((task for task, names in classes if type(model).__name__ in names), "feature-extraction")
@@ -195,10 +196,12 @@ def _results(metrics: Mapping[str, float], evaluated_on: DataRecord) -> str:
     where = ", ".join(filter(None, (evaluated_on.name, evaluated_on.config, evaluated_on.split)))
     rows = f", {evaluated_on.rows:,} rows" if evaluated_on.rows else ""
     table = _table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()])
-    return f"## Results\n\nOn {where or 'the evaluation set'}{rows}:\n\n{table}"
+    note = "The rows have no labels: `agreement` is that with the teacher.\n\n" if "agreement" in metrics else ""
+    return f"## Results\n\n{note}On {where or 'the evaluation set'}{rows}:\n\n{table}"
 
 
-def _usage(task: str, name: str) -> str:
+def usage(task: str, name: str) -> str:
+    """The section "How to use" of a model of this pipeline tag, loaded by `name`."""
     text = "A sentence of [MASK]." if task == "fill-mask" else "A sentence."
     call = 'question="Who?", context="A text."' if task == "question-answering" else f'"{text}"'
     return (

@@ -171,9 +171,10 @@ class Publisher:
             return
         best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         metrics = final_evaluation(trainer.state, best_step)
-        evaluated_on = DataRecord.from_rows(trainer.eval_dataset, data_name)
-        card = extend_card(ModelCard.load(path), student, report, metrics, evaluated_on, trainer.hub_model_id)
-        card.save(path)
+        card = ModelCard.load(path)
+        named = [result.dataset_name for result in card.data.eval_results or ()]  # by an argument of the user
+        evaluated_on = DataRecord.from_rows(trainer.eval_dataset, next(iter(named), data_name))
+        extend_card(card, student, report, metrics, evaluated_on, trainer.hub_model_id).save(path)
 
     @property
     def _jobs(self) -> list[Future]:

@@ -12,7 +12,9 @@ from ..layer_mapping import map_layers
 from ..models.architectures import architecture_of, model_types
 
 TINYBERT4 = {"num_hidden_layers": 4, "hidden_size": 312, "intermediate_size": 1200, "num_attention_heads": 12}
+"""The sizes of TinyBERT4: 4 layers × 312, 12 attention heads, intermediate size 1,200."""
 TINYBERT6 = {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+"""The sizes of TinyBERT6: 6 layers × 768, 12 attention heads, intermediate size 3,072."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tasks, one kind a file: columns, labels, head, tokenisation, collation, metrics."""
 
-from .augmentation import Augmentation
+from .augmentation import Augmentation, CombinedAugmentation
 from .base import ExampleScorer, Task
 from .masked_words import MaskedWords
 from .multiple_choice import SWAG, MultipleChoice
@@ -9,6 +9,7 @@ from .random_words import RandomWords
 from .squad_format import read_squad
 from .text_classification import GLUE, TextClassification
 from .token_classification import TokenClassification, read_conll
+from .unlabelled_text import UnlabelledText
 from .word_vectors import WordVectors
 
 TASKS = GLUE | {task.name: task for task in (SQUAD, SQUAD_V2, SWAG)}
@@ -20,6 +21,7 @@ __all__ = [
     "SWAG",
     "TASKS",
     "Augmentation",
+    "CombinedAugmentation",
     "ExampleScorer",
     "MaskedWords",
     "MultipleChoice",
@@ -28,6 +30,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "TokenClassification",
+    "UnlabelledText",
     "WordVectors",
     "read_conll",
     "read_squad",

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -73,6 +74,30 @@ class Augmentation(ABC):
         key = f"augmentation {self.settings} {list(columns)}"
         # Each row becomes up to `copies` + 1 rows: small batches keep the memory low.
         return sharded_map(dataset, augment, key, batch_size=500, features=dataset.features, desc="Augmenting")
+
+
+class CombinedAugmentation(Augmentation):
+    """The variants of several augmentations, each variant once.
+
+    Args:
+        parts: The augmentations.
+    """
+
+    def __init__(self, *parts: Augmentation):
+        self.parts, self.copies, self.seed = parts, sum(part.copies for part in parts), parts[0].seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"combined": [part.settings for part in self.parts]}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"combined": [part.record for part in self.parts]}
+
+    def row_variants(self, rows: Sequence[Sequence[str]], words: Sequence[str]) -> list[list[tuple[str, ...]]]:
+        """The different variants of each row that the parts make."""
+        by_part = [part.row_variants(rows, words) for part in self.parts]
+        return [list(dict.fromkeys(chain.from_iterable(variants))) for variants in zip(*by_part, strict=True)]
 
 
 def words_of(dataset: datasets.Dataset, columns: Sequence[str]) -> list[str]:

@@ -146,3 +146,4 @@ SWAG = MultipleChoice(
     source="allenai/swag",
     config="regular",
 )
+"""SWAG: which of four endings continues a sentence."""

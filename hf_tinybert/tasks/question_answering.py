@@ -14,6 +14,7 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrain
 
 from .base import ExampleScorer, Task, select_columns
 from .column_checks import check_answers
+from .row_order import INPUTS, row_order
 from .squad_format import ANSWERS, answer_lists
 
 OUTSIDE = (-1, -1)  # the offsets of a token at which no answer begins or ends
@@ -37,7 +38,7 @@ class QuestionAnswering(Task):
     """
 
     auto_class: ClassVar[type] = AutoModelForQuestionAnswering
-    evaluation_arguments: ClassVar[dict[str, Any]] = {"include_for_metrics": ["inputs"]}
+    evaluation_arguments: ClassVar[dict[str, Any]] = INPUTS
     text: tuple[str, ...] = ("question", "context")
     selected_by: tuple[str, ...] = ("f1",)
     max_length: int = 384
@@ -202,12 +203,7 @@ class SpanScorer(ExampleScorer):
         Raises:
             ValueError: If the prediction does not hold its inputs.
         """
-        if prediction.inputs is None:
-            raise ValueError("Question answering is scored with include_for_metrics=['inputs'] in the arguments.")
-        windows = self.tokens["input_ids"]
-        separator = windows[0][-1]  # the last token of every window, before the padding
-        places = {_key(ids, separator): index for index, ids in enumerate(prediction.inputs)}
-        order = [places[_key(ids, separator)] for ids in windows]
+        order = row_order(prediction, self.tokens["input_ids"])
         start, end = (np.asarray(logits)[order] for logits in prediction.predictions[:2])
         candidates = self.task.answers(self.rows, self.tokens, start, end)
         best = [answers[0]["text"] if answers else "" for answers in candidates]
@@ -216,12 +212,6 @@ class SpanScorer(ExampleScorer):
     def summarise(self, examples: np.ndarray) -> dict[str, float]:
         """`exact_match`, `f1` and `score`, in percent."""
         return self.task.scored(_percentages(examples))
-
-
-def _key(ids: Sequence[int], separator: int) -> bytes:
-    """Bytes that are equal for equal tokens, whatever the padding."""
-    ids = np.asarray(ids, "i8")
-    return ids[: 1 + np.flatnonzero(ids == separator)[-1]].tobytes()
 
 
 def _windows(batch, indices, tokenizer, text, max_length: int, stride: int) -> dict[str, list]:
@@ -328,4 +318,6 @@ def _percentages(scores: np.ndarray) -> dict[str, float]:
 
 
 SQUAD = QuestionAnswering("squad", source="rajpurkar/squad")
+"""SQuAD 1.1, in which every question has an answer."""
 SQUAD_V2 = QuestionAnswering("squad_v2", answerable=False, source="rajpurkar/squad_v2")
+"""SQuAD 2.0, in which some questions have none."""

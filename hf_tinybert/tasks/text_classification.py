@@ -75,12 +75,12 @@ class TextClassification(Task):
         task = cls("task", tuple(text), validation=(validation,), max_length=max_length)
         feature = data["train"].features["label"]
         if isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
-            task = replace(task, metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
+            task = task.as_regression()
         else:
             lists = isinstance(feature, datasets.List | datasets.LargeList)
             if lists:
                 data = as_class_label_lists(data, "label")
-                task = replace(task, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
+                task = task.as_multi_label()
             elif not isinstance(feature, datasets.ClassLabel):
                 data = as_class_labels(data, "label")
             data = data if labels is None else align_labels(data, "label", labels)
@@ -88,6 +88,14 @@ class TextClassification(Task):
             task = replace(task, labels=tuple((feature.feature if lists else feature).names))
         task.check(data)
         return task, data
+
+    def as_regression(self) -> "TextClassification":
+        """The task with real numbers as labels, which correlations score."""
+        return replace(self, labels=(), metrics=(Pearson, Spearman), selected_by=(Pearson.name, Spearman.name))
+
+    def as_multi_label(self) -> "TextClassification":
+        """The task with any number of labels a row, which micro-F1 scores."""
+        return replace(self, multi_label=True, metrics=(MicroF1,), selected_by=(MicroF1.name,))
 
     @property
     def regression(self) -> bool:
@@ -117,7 +125,7 @@ class TextClassification(Task):
                 check_label_ids(rows, "label", self.labels, f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """Tokens and `labels`, truncated to `max_length`, unpadded. `datasets` caches them."""
+        """Tokens and, if the rows have them, `labels`; truncated to `max_length`, unpadded. `datasets` caches them."""
 
         def label(value):
             if self.multi_label:
@@ -126,7 +134,7 @@ class TextClassification(Task):
 
         def encode(batch):
             encoded = tokenizer(*(batch[name] for name in self.text), truncation=True, max_length=self.max_length)
-            return {**encoded, "labels": [label(value) for value in batch["label"]]}
+            return {**encoded, "labels": [label(value) for value in batch["label"]]} if "label" in batch else encoded
 
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenising {self.name}")
 
@@ -185,3 +193,4 @@ GLUE = {
         TextClassification("wnli", PAIR, ("not_entailment", "entailment")),
     )
 }
+"""The tasks of GLUE by name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte and wnli."""

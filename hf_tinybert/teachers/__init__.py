@@ -1,6 +1,6 @@
 """Teachers: loaded and frozen, read together, their logits and activations cached."""
 
-from .ensemble import COMBINATIONS, Ensemble, Teaching, about_teacher, checked, combine_logits, normalised
+from .ensemble import COMBINATIONS, Ensemble, Teaching, about_teacher, combine_logits, normalised
 from .loading import load_teacher, load_teachers
 from .logit_cache import cache_logits, pad_logits
 from .teacher import TEACHER_LOGITS, TEACHER_ROW, Execution, Teacher
@@ -15,7 +15,6 @@ __all__ = [
     "Teaching",
     "about_teacher",
     "cache_logits",
-    "checked",
     "combine_logits",
     "load_teacher",
     "load_teachers",

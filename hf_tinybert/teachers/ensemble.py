@@ -14,6 +14,7 @@ from torch import Tensor
 from ..activations import Activations
 from ..models.checks import check_finite, non_finite
 from ..models.prediction_heads import PredictionHead
+from ..native_dtypes import target_dtype
 from .teacher import TEACHER_LOGITS, TEACHER_ROW, Teacher
 
 COMBINATIONS = ("mean", "confidence")
@@ -171,12 +172,26 @@ class Ensemble:
         cached = any(teacher.cache is not None for teacher in self.teachers)
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset
 
-    def lower(self, dtype: torch.dtype) -> bool:
-        """Bring the teachers that run to `dtype` while they are read; returns whether that changed any."""
-        changed = [teacher for teacher in self.teachers if teacher.cache is None and teacher.model.dtype != dtype]
-        for teacher in changed:
-            teacher.lower(dtype)
+    def lower(self, dtype: str, inputs: Mapping[str, Any]) -> bool:
+        """Bring the teachers that run to a data type while they are read.
+
+        Args:
+            dtype: The name of the data type, or "auto" (`target_dtype`).
+            inputs: A batch, on which a teacher runs or does not.
+
+        Returns:
+            Whether that changed any.
+        """
+        targets = [(teacher, target_dtype(dtype, teacher.model)) for teacher in self.teachers]
+        changed = [(teacher, target) for teacher, target in targets if target is not None and teacher.runs_on(inputs)]
+        for teacher, target in changed:
+            teacher.lower(target)
         return bool(changed)
+
+    def restore(self) -> None:
+        """Undo `lower`."""
+        for teacher in self.teachers:
+            teacher.restore()
 
 
 def checked(activations: list[Activations]) -> list[Activations]:

@@ -131,20 +131,27 @@ class Teacher:
             encoder = compiled
         self._whole, self._encoder = whole, encoder
         try:
-            with ExitStack() as self._stack:
-                self._stack.enter_context(frozen(self.model, self.execution.device or self.model.device))
+            with frozen(self.model, self.execution.device or self.model.device), ExitStack() as self._lowered:
                 yield
         finally:
             self.cache = self._whole = self._encoder = None
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Bring the model to `dtype` for the rest of the time in which it is `reading`."""
-        self._stack.enter_context(lowered(self.model, dtype))
+        """Bring the model to `dtype` until `restore`, or for the rest of the time in which it is `reading`."""
+        self._lowered.enter_context(lowered(self.model, dtype))
+
+    def restore(self) -> None:
+        """Undo `lower`."""
+        self._lowered.close()
 
     @property
     def captures(self) -> bool:
         """Whether the losses read any of its layers."""
         return bool(self.capture.attention_layers or self.capture.hidden_layers)
+
+    def runs_on(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether it has to run for a batch: the losses read what neither the batch nor its cache holds."""
+        return (self.captures and self.cache is None) or (self.reads_logits and TEACHER_LOGITS not in inputs)
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any], head: bool = True) -> Activations:
@@ -174,10 +181,9 @@ class Teacher:
         Raises:
             ValueError: If the cache is stale, or if the batch lacks the column that finds its rows.
         """
-        needs_logits = self.reads_logits and TEACHER_LOGITS not in inputs
         activations = Activations()
-        if verify or (self.captures and self.cache is None) or needs_logits:
-            activations = self.run(inputs, head=needs_logits or verify)
+        if verify or self.runs_on(inputs):
+            activations = self.run(inputs, head=verify or TEACHER_LOGITS not in inputs)
         if self.cache is None:
             return activations
         if TEACHER_ROW not in inputs:

@@ -9,9 +9,9 @@ from .. import losses
 from ..losses import DistillationLoss
 from ..losses.attention import ATTENTION_HEADS
 from ..losses.schedules import SCHEDULES
+from ..native_dtypes import DTYPES, check_dtype
 from ..teachers import COMBINATIONS
 
-TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 # Names for the common cases; any other loss is passed as `losses=[...]`.
 LOSSES: dict[str, type[DistillationLoss]] = {
     loss.name: loss
@@ -60,9 +60,12 @@ class DistillationArguments(TrainingArguments):
             "mean" averages the scores of groups of heads in the model with more (`AttentionLoss`).
         relation_heads: The number of relation heads of the relation loss (`RelationLoss`); default the teacher's
             number of attention heads.
-        teacher_dtype: The data type of the teacher's weights and arithmetic: "float32", "bfloat16" or "float16";
-            default as it is loaded. The first log has the share by which each loss changes, as
-            `{name}_loss_dtype_error`. Cached activations are computed before the change.
+        teacher_dtype: The data type of the teacher's weights and arithmetic: "float32", "bfloat16", "float16" or
+            "auto"; default as it is loaded. The first log has the share by which each loss changes, as
+            `{name}_loss_dtype_error`. Cached activations are computed before the change. "auto" brings a teacher in
+            float32 to bfloat16 if its device multiplies bfloat16 natively and each loss of the first batch changes by
+            less than 0.1 %. Otherwise the teacher stays as it is loaded, and the log says why. A training that goes on
+            from a checkpoint keeps the decision, unless its device does not multiply bfloat16 natively.
         teacher_cache_gb: The disk space that cached hidden states, queries and keys of the teacher may take under
             `HF_DATASETS_CACHE`, in units of 10⁹ bytes; default 0, which caches nothing. Later epochs read the cache
             instead of running the teacher.
@@ -123,7 +126,7 @@ class DistillationArguments(TrainingArguments):
     )
     teacher_dtype: str | None = field(
         default=None,
-        metadata={"help": "The data type of the teacher: bfloat16, float16 or float32. Default: as it is loaded."},
+        metadata={"help": f"The data type of the teacher, of: {', '.join(DTYPES)}. Default: as it is loaded."},
     )
     teacher_cache_gb: float = field(
         default=0.0,
@@ -162,8 +165,7 @@ class DistillationArguments(TrainingArguments):
             )
         if self.padding_free and self.torch_compile:
             raise ValueError("padding_free makes shapes that torch_compile cannot know in advance: leave one out.")
-        if self.teacher_dtype not in (None, *TEACHER_DTYPES):
-            raise ValueError(f"teacher_dtype={self.teacher_dtype!r}: give one of {', '.join(TEACHER_DTYPES)}.")
+        check_dtype(self.teacher_dtype, "teacher_dtype")
         self._check_numbers()
         super().__post_init__()
         if self.push_to_hub_min_retained is not None:

@@ -47,6 +47,7 @@ def describe_stage(
         batch_size=batch_size,
         seed=args.seed,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        teacher_dtype=args.teacher_dtype,
     )
 
 

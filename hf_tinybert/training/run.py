@@ -25,7 +25,8 @@ from ..models.forward import forward_columns, same_modes
 from ..models.prediction_heads import prediction_head_of
 from ..models.row_checks import InputLimits, check_batch
 from ..models.weights import check_weights
-from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, checked, normalised
+from ..native_dtypes import AUTO
+from ..teachers import Ensemble, Execution, Teacher, Teaching, about_teacher, normalised
 from .arguments import DistillationArguments
 from .batch_mean import BatchMean
 from .checks import check_activations, check_columns, check_compatible, check_mask
@@ -34,6 +35,7 @@ from .finite import FiniteCheck
 from .objective import LayersRead, Lesson, Objective, Pair
 from .projections import Projections, build_projections
 from .resuming import save_stage
+from .teacher_dtype import lower_teachers
 
 PROJECTION_ROWS, PROJECTION_TOKENS = 256, 8192
 WORTHWHILE_EPOCHS = 2  # the pass that caches the teacher's activations is won back after one (MiniLM-L6 on CoLA)
@@ -217,6 +219,8 @@ class DistillationRun:
         replace_last_stage(config, replace(last_stage(config), batch_size=batch_size))
         self.objective.restart()
         self.finite.restart()
+        if self._first_step:
+            self.teachers.restore()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -279,7 +283,8 @@ class DistillationRun:
             for number, pair in enumerate(lesson.pairs or [lesson.combined], start=1):
                 with about_teacher(number, len(teaching.activations)):
                     check_activations(self.losses, pair.student, pair.teacher)
-            lesson = self._lower_teachers(inputs, lesson, student, outputs)
+            teaching = self._lower_teachers(inputs, teaching, student, outputs)
+            lesson = self._lesson(student, outputs, teaching)
             self._first_step = False
         values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
         self.finite.watch(inputs, values, teaching.non_finite)
@@ -309,18 +314,23 @@ class DistillationRun:
         combined = Pair(student, Activations(student.attention_mask, teaching.logits), [])
         return Lesson(pairs, combined, lambda loss, *compared: self.companions.call(outputs, loss, *compared))
 
-    @torch.no_grad()
-    def _lower_teachers(self, inputs, lesson: Lesson, student: Activations, outputs: Any) -> Lesson:
-        """Bring the teachers to `teacher_dtype` and note the share by which each loss of these rows changes."""
-        dtype = getattr(torch, self.args.teacher_dtype or "", None)
-        if dtype is None or not self.teachers.lower(dtype):
-            return lesson
-        teaching = self.teachers.teach(inputs)
-        checked(teaching.activations)
-        lowered, mean = self._lesson(student, outputs, teaching), self.batch_mean.over_examples(inputs)
-        before, after = (self.objective.values(compared, mean) for compared in (lesson, lowered))
-        self.dtype_errors = {f"{name}_dtype_error": abs(after[name] / before[name] - 1).item() for name in before}
-        return lowered
+    def _lower_teachers(self, inputs, teaching: Teaching, student: Activations, outputs: Any) -> Teaching:
+        """Bring the teachers to `teacher_dtype`, note the changes of the losses, and record what "auto" became."""
+        stage, dtype = last_stage(self.student.config), self.args.teacher_dtype
+        if stage.teacher_dtype is None:  # also "auto" that was decided against it before the checkpoint
+            return teaching
+
+        def losses(teaching: Teaching) -> dict[str, Tensor]:
+            lesson = self._lesson(student, outputs, teaching)
+            values = self.objective.values(lesson, self.batch_mean.over_examples(inputs))
+            return dict(zip(values, self.batch_mean.over_processes(torch.stack([*values.values()])), strict=True))
+
+        decided = stage.teacher_dtype != AUTO
+        teaching, changes = lower_teachers(self.teachers, dtype, decided, inputs, teaching, losses)
+        self.dtype_errors = {f"{name}_dtype_error": change for name, change in changes.items()}
+        if dtype == AUTO:
+            replace_last_stage(self.student.config, replace(stage, teacher_dtype="bfloat16" if changes else None))
+        return teaching
 
     def _balance(self, values: Mapping[str, Tensor]) -> None:
         named = self.student.named_parameters()

@@ -26,7 +26,8 @@ from toy_runs import MappedState, save_encoder, sentences, use_own_locks
 from transformers import AutoConfig, BertForMaskedLM
 
 import hf_tinybert.pipelines.runs
-import hf_tinybert.pipelines.task
+import hf_tinybert.pipelines.task_rows
+import hf_tinybert.pipelines.task_run
 import hf_tinybert.teachers.teacher
 from hf_tinybert import GLUE, HiddenLoss, MaskedWords, task_distillation
 
@@ -35,17 +36,17 @@ LONGEST = 120.0  # seconds that one start may take
 # phase → what runs only then: an owner and the name of its function
 PHASES = {
     "augmentation": (MaskedWords, "__call__"),
-    "fine-tuning": (hf_tinybert.pipelines.task._TaskRun, "fine_tuned"),
-    "create_student": (hf_tinybert.pipelines.task, "create_student"),
+    "fine-tuning": (hf_tinybert.pipelines.task_run.TaskRun, "fine_tuned"),
+    "create_student": (hf_tinybert.pipelines.task_run, "create_student"),
     "activation cache": (hf_tinybert.teachers.teacher, "cache_activations"),
-    "logit cache": (hf_tinybert.pipelines.task, "cache_logits"),
+    "logit cache": (hf_tinybert.pipelines.task_rows, "cache_logits"),
     "training": (hf_tinybert.pipelines.runs.ResumableTrainer, "train"),
     "checkpoint": (transformers.Trainer, "_save_checkpoint"),
     "saving": (hf_tinybert.pipelines.runs, "_save"),
-    "evaluation": (hf_tinybert.pipelines.task, "evaluate_task"),
+    "evaluation": (hf_tinybert.pipelines.task_run, "evaluate_task"),
 }
 NAMES = [*PHASES, "other"]
-PLACES = ("teacher", "intermediate", "student")  # the folders of the three trainings
+PLACES = ("teacher", "intermediate", "prediction", "student")  # the folders of the trainings
 
 
 def run(folder: Path):
@@ -58,7 +59,7 @@ def run(folder: Path):
         sentences(folder),
         str(folder / "base"),
         folder / OUT,
-        student=SIZE,
+        student=SIZE | {"dropout": 0.1},
         augmentation=MaskedWords(masked_lm, tokenizer, copies=1, batch_tokens=64),
         intermediate={"losses": [MappedState(), HiddenLoss()]},
         save_strategy="steps",

@@ -20,7 +20,7 @@ from hf_tinybert.teachers.activation_cache import cache_activations
 from hf_tinybert.whole_files import DiskError
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "eval_strategy": "steps", "save_total_limit": 3}
-ONE_PHASE = {"student": SIZE, "init": "random", "intermediate": {"num_train_epochs": 0}}
+ONE_PHASE = {"student": SIZE, "init": "random", "augmentation": None, "labels": {"num_train_epochs": 0}}
 
 
 def run(folder: Path, out: str | Path = "out", **arguments):

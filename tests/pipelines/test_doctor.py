@@ -166,7 +166,7 @@ BROKEN = {
 def test_broken_set_ups(setup, case, monkeypatch):
     options, name, fix = BROKEN[case]
     if name == "memory":  # as on a machine that has none left
-        monkeypatch.setattr("hf_tinybert.pipelines.doctor.get_max_memory", lambda: {"cpu": 1000})
+        monkeypatch.setattr("hf_tinybert.pipelines.dry_run.get_max_memory", lambda: {"cpu": 1000})
         options = {}
     failed, line = failure(setup(**options))
     assert failed == name

@@ -19,7 +19,7 @@ from hf_tinybert import GLUE, DistillationTrainer, task_distillation
 from hf_tinybert.pipelines.early_stopping import EarlyStopping
 
 # the score of a student that hardly learns is the same in every epoch
-STILL = {"learning_rate": 1e-9, "num_train_epochs": 6, "intermediate": {"num_train_epochs": 0}}
+STILL = {"learning_rate": 1e-9, "num_train_epochs": 6, "augmentation": None, "labels": {"num_train_epochs": 0}}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 from conftest import bert_config, build, word_tokenizer
-from short_runs import QUICK, SIZE
+from short_runs import QUICK, SIZE, TWO_PHASES
 from toy_runs import (
     HalfLabels,
     MappedState,
@@ -23,12 +23,13 @@ from toy_runs import (
 )
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification
 
-import hf_tinybert.pipelines.task
+import hf_tinybert.pipelines.task_rows
+import hf_tinybert.pipelines.task_run
 from hf_tinybert import GLUE, HiddenLoss, MaskedWords, PredictionLoss, TaskLoss, task_distillation
 from hf_tinybert.lineage import Lineage
 
 TASK = GLUE["sst2"]
-ONE_PHASE = {"student": SIZE, "init": "random", "intermediate": {"num_train_epochs": 0}, **QUICK}
+ONE_PHASE = {"student": SIZE, "init": "random", **TWO_PHASES, "intermediate": None, **QUICK}
 
 
 def augmentation(folder) -> MaskedWords:
@@ -47,9 +48,8 @@ def log_of(folder) -> list[dict]:
 
 def test_from_an_encoder_to_a_student(base, tmp_path):  # noqa: F811
     data, variants = sentences(tmp_path), augmentation(tmp_path)
-    run = partial(
-        task_distillation, TASK, data, str(base), tmp_path / "out", student=SIZE, augmentation=variants, **QUICK
-    )
+    chosen = {"student": SIZE, **TWO_PHASES, "augmentation": variants, **QUICK}
+    run = partial(task_distillation, TASK, data, str(base), tmp_path / "out", **chosen)
     results = run()
     assert results == json.loads((tmp_path / "out/results.json").read_text())
     assert set(results["seconds"]) == {"fine_tuning", "intermediate", "prediction"}
@@ -77,7 +77,7 @@ def test_from_an_encoder_to_a_student(base, tmp_path):  # noqa: F811
 
 
 def test_phases_and_what_they_learn(base, tmp_path):  # noqa: F811
-    """A teacher with a head is not fine-tuned, 0 epochs leave a phase out, the label loss alone is plain Trainer."""
+    """A teacher with a head is not fine-tuned, 0 epochs leave a phase out, labels need no teacher."""
     data = sentences(tmp_path)
     save_classifier(base)
     results = task_distillation(TASK, data, str(base), tmp_path / "logits", **ONE_PHASE)
@@ -85,7 +85,7 @@ def test_phases_and_what_they_learn(base, tmp_path):  # noqa: F811
     assert "prediction_loss" in log_of(tmp_path / "logits/student")[0]
     for name, labels in (("names", {"loss_type": ["task"]}), ("losses", {"losses": [TaskLoss()]})):
         task_distillation(TASK, data, str(base), tmp_path / name, **ONE_PHASE, prediction=labels)
-        assert "task_loss" not in log_of(tmp_path / name / "student")[0]
+        assert "task_loss" in log_of(tmp_path / name / "student")[0]
     assert_same_weights(load(tmp_path / "names/student"), load(tmp_path / "losses/student"))
     start = {**ONE_PHASE, "student": str(tmp_path / "names/student")}
     again = task_distillation(TASK, data, str(base), tmp_path / "again", **start)
@@ -104,6 +104,7 @@ def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
         student=SIZE,
         augmentation=augmentation(tmp_path),
         intermediate={"teacher": [str(base), str(tmp_path / "classifier")], "augmented": False},
+        labels={"num_train_epochs": 0},
         **QUICK,
     )
     first, second = Lineage.from_config(load(tmp_path / "out/student").config).stages
@@ -137,7 +138,7 @@ def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prediction": {"num_train_epochs": 0}}, "prediction phase selects and saves"),
+        ({"prediction": {"num_train_epochs": 0}}, "last phase selects and saves"),
         ({"losses": [PredictionLoss()]}, "losses belong to a phase"),
         ({"intermediate": {"losses": []}}, "losses of intermediate is empty"),
         ({"prediction": {"losses": [PredictionLoss(), PredictionLoss()]}}, "same name"),
@@ -146,15 +147,17 @@ def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: 
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_trained(base, tmp_path, arguments, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
-        task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", **QUICK, **arguments)
+        task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", **QUICK, **TWO_PHASES | arguments)
     assert not (tmp_path / "out").exists()
 
 
 def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path, monkeypatch):  # noqa: F811
     """Whatever their names, logits are cached, and a phase whose losses read labels alone has no teacher."""
-    cached, cache_logits = [], hf_tinybert.pipelines.task.cache_logits
+    cached, cache_logits = [], hf_tinybert.pipelines.task_rows.cache_logits
     monkeypatch.setattr(
-        hf_tinybert.pipelines.task, "cache_logits", lambda *args, **how: cached.append(1) or cache_logits(*args, **how)
+        hf_tinybert.pipelines.task_rows,
+        "cache_logits",
+        lambda *args, **how: cached.append(1) or cache_logits(*args, **how),
     )
     data = sentences(tmp_path)
     save_classifier(base)
@@ -176,7 +179,8 @@ def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path, monkeypa
 def test_losses_of_a_users_own_are_recorded(base, tmp_path):  # noqa: F811
     """Another class, weight or setting is another run."""
     save_classifier(base)
-    run = partial(task_distillation, TASK, sentences(tmp_path), str(base), tmp_path / "out", student=SIZE, **QUICK)
+    chosen = {"student": SIZE, **QUICK, "augmentation": None, "labels": {"num_train_epochs": 0}}
+    run = partial(task_distillation, TASK, sentences(tmp_path), str(base), tmp_path / "out", **chosen)
     loss = MappedState(0.5)
     run(intermediate={"losses": [loss]})
     assert torch.equal(loss.map, MappedState().map)  # a copy was trained
@@ -201,9 +205,10 @@ def long_run(folder, output_dir):
         sentences(folder),
         str(folder / "base"),
         folder / output_dir,
-        student=SIZE,
+        student=SIZE | {"dropout": 0.1},
         augmentation=augmentation(folder),
         intermediate={"losses": [MappedState(), HiddenLoss()]},
+        labels={"num_train_epochs": 0},
         save_strategy="steps",
         save_steps=2,
         eval_steps=2,
@@ -236,13 +241,13 @@ KILLS = {
 def test_a_killed_run_ends_with_the_same_student(base, tmp_path, whole, kill, monkeypatch):  # noqa: F811
     KILLS[kill](lambda: long_run(tmp_path, "out"))
     assert not (tmp_path / "out/results.json").exists()
-    starts, create_student = [], hf_tinybert.pipelines.task.create_student
+    starts, create_student = [], hf_tinybert.pipelines.task_run.create_student
 
     def record(*args, init, **kwargs):
         starts.append(init)
         return create_student(*args, init=init, **kwargs)
 
-    monkeypatch.setattr(hf_tinybert.pipelines.task, "create_student", record)
+    monkeypatch.setattr(hf_tinybert.pipelines.task_run, "create_student", record)
     results = long_run(tmp_path, "out")
     # a student that has begun to learn is not initialised from the teacher again
     assert starts == ["random" if kill in ("in the intermediate phase", "in the prediction phase") else "teacher"]

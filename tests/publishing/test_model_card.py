@@ -304,6 +304,9 @@ def test_extending_again_adds_the_report_and_repeats_nothing(student):
     assert str(extend_card(with_report, student, Report({"accuracy": 0.75}))) == str(with_report)
     headings = re.findall(r"^#+ .+", with_report.text, re.MULTILINE)
     assert len(headings) == len(set(headings)) == 8
+    elsewhere = extend_card(with_report, student, Report({"accuracy": 0.25}), evaluated_on=DataRecord("films"))
+    results = [(result.dataset_name, result.metric_value) for result in elsewhere.data.eval_results]
+    assert results == [("films", 0.25)]  # not that of tweets under the name of films, or the reverse
 
 
 def test_a_model_without_lineage_is_refused(student):

@@ -7,7 +7,14 @@ from datasets import Dataset, DatasetDict
 from short_runs import QUICK
 from transformers import Trainer, TrainingArguments
 
-from hf_tinybert import MultipleChoice, QuestionAnswering, Task, TextClassification, TokenClassification
+from hf_tinybert import (
+    MultipleChoice,
+    QuestionAnswering,
+    Task,
+    TextClassification,
+    TokenClassification,
+    UnlabelledText,
+)
 from hf_tinybert.models.families import subclasses
 from hf_tinybert.models.prediction_heads import prediction_head_of
 
@@ -17,6 +24,10 @@ TEXTS = [f"the {WORDS[i]} {WORDS[-2 - i]} is {WORDS[2 * i]}" for i in range(6)]
 EXAMPLES = {
     TextClassification: (
         TextClassification("task", ("text",), ("no", "yes")),
+        {"text": TEXTS, "label": [0, 1] * 3},
+    ),
+    UnlabelledText: (
+        UnlabelledText("task", ("text",), ("no", "yes")),
         {"text": TEXTS, "label": [0, 1] * 3},
     ),
     TokenClassification: (

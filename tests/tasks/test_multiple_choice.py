@@ -108,7 +108,7 @@ def test_cached_logits_teach_as_live_ones(tmp_path):
 
 
 def test_from_an_encoder_to_a_student(base, tmp_path, caplog):
-    fast = {"fine_tuning": {"num_train_epochs": 8, "learning_rate": 2e-3}}
+    fast = {"fine_tuning": {"num_train_epochs": 8, "learning_rate": 2e-3}, "intermediate": {}}
     results = task_distillation(SWAG, swag(48), str(base), tmp_path / "out", student=SIZE, **fast, **QUICK)
     assert results["teacher"]["validation"]["accuracy"] > 0.5  # by chance 0.25
     assert set(results["student"]["validation"]) == {"accuracy", "score"}
@@ -117,6 +117,6 @@ def test_from_an_encoder_to_a_student(base, tmp_path, caplog):
     )
     _, loading = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out/student", output_loading_info=True)
     assert not any(loading.values())
-    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
+    log = json.loads((tmp_path / "out/prediction/trainer_state.json").read_text())["log_history"]
     losses = [entry["prediction_loss"] for entry in log if "prediction_loss" in entry]
     assert losses[-1] < losses[0]

@@ -180,6 +180,6 @@ def test_from_an_encoder_to_a_student(tokenizer, tmp_path):
     assert results["student"]["validation"]["f1"] >= results["student_last"]["validation"]["f1"]
     _, loading = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out/student", output_loading_info=True)
     assert not any(loading.values())
-    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
+    log = json.loads((tmp_path / "out/prediction/trainer_state.json").read_text())["log_history"]
     losses = [entry["prediction_loss"] for entry in log if "prediction_loss" in entry]
     assert losses[-1] < losses[0]

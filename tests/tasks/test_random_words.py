@@ -8,7 +8,7 @@ import pytest
 from conftest import WORDS
 from datasets import Dataset
 
-from hf_tinybert import RandomWords
+from hf_tinybert import CombinedAugmentation, RandomWords
 from hf_tinybert.tasks.random_words import random_variant
 
 TEXT = "one two three four five six seven eight nine ten"
@@ -85,3 +85,14 @@ def test_neither_batches_nor_order_matter_and_the_seed_does():
 def test_bad_settings(options):
     with pytest.raises(ValueError, match="copies is at least 1, share lies in"):
         RandomWords(**options)
+
+
+def test_augmentations_combine():
+    rows = Dataset.from_dict({"text": [TEXT, "a film"]})
+    parts = RandomWords(copies=3, share=0.1), RandomWords(copies=4, share=0.5, seed=1)
+    combined = CombinedAugmentation(*parts, parts[0])
+    texts = [{*part(rows, ["text"])["text"]} for part in parts]
+    variants = combined(rows, ["text"])["text"][:]
+    assert {*variants} == texts[0] | texts[1]
+    assert len({*variants}) == len(variants)
+    assert combined.settings == {"combined": [parts[0].settings, parts[1].settings, parts[0].settings]}

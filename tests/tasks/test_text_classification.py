@@ -203,7 +203,7 @@ def test_several_labels_from_an_encoder_to_a_student(tmp_path):
     assert not any(loading.values())
     assert student.config.problem_type == "multi_label_classification"
     assert tuple(student.config.id2label.values()) == FLAGS
-    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
+    log = json.loads((tmp_path / "out/prediction/trainer_state.json").read_text())["log_history"]
     losses = [entry["prediction_loss"] for entry in log if "prediction_loss" in entry]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])  # of the last and the first epoch
     assert results["student"]["validation"]["micro_f1"] > 0.95

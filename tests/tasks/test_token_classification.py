@@ -203,6 +203,6 @@ def test_from_an_encoder_to_a_student(tmp_path):
     )
     assert not any(loading.values())
     assert tuple(student.config.id2label.values()) == TAGS
-    log = json.loads((tmp_path / "out/student/trainer_state.json").read_text())["log_history"]
+    log = json.loads((tmp_path / "out/prediction/trainer_state.json").read_text())["log_history"]
     losses = [entry["prediction_loss"] for entry in log if "prediction_loss" in entry]
     assert sum(losses[3:]) < sum(losses[:3])  # of the second epoch and of the first

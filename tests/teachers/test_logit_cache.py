@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from conftest import bert_config, build, rows, word_tokenizer
+from head_kinds import KINDS
 from short_runs import assert_same_run, distil
 from transformers import BertForSequenceClassification, DataCollatorWithPadding
 
 from hf_tinybert import AttentionLoss, DistillationTrainer, PredictionLoss, TaskLoss, cache_logits
+from hf_tinybert.models.prediction_heads import prediction_head_of
 from hf_tinybert.models.weights import weights_digest
+from hf_tinybert.teachers.logit_cache import share_lost
 
 
 @pytest.fixture
@@ -95,3 +98,97 @@ def test_cached_on_disk_by_rows_and_weights(tmp_path, teacher, collator, calls):
     again = cache_logits(teacher, data, collator.tokenizer)
     assert sum(calls) == 16
     torch.testing.assert_close(torch.tensor(again["teacher_logits"]), torch.tensor(first["teacher_logits"]) + 1)
+
+
+def logits_of(model, data) -> torch.Tensor:
+    """One row at a time, as a reference."""
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([row["input_ids"]])).logits.float() for row in data])
+
+
+def test_the_data_type_is_the_teachers_while_it_runs_and_part_of_the_name(tmp_path, teacher, collator, calls, warned):
+    rows(8).to_parquet(tmp_path / "rows.parquet")
+    data = type(rows(1)).from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    plain = cache_logits(teacher, data, collator.tokenizer)
+    weights, lower = copy.deepcopy(teacher.state_dict()), copy.deepcopy(teacher).to(torch.bfloat16)
+    calls.clear()
+    cached = cache_logits(teacher, data, collator.tokenizer, dtype="bfloat16")
+    assert sum(calls) == 8
+    torch.testing.assert_close(torch.tensor(cached["teacher_logits"]), logits_of(lower, data), rtol=0.02, atol=0.02)
+    assert cached["teacher_logits"] != plain["teacher_logits"]
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
+    calls.clear()
+    assert cache_logits(teacher, data, collator.tokenizer, dtype="bfloat16").to_dict() == cached.to_dict()
+    assert cache_logits(teacher, data, collator.tokenizer, dtype="float32").to_dict() == plain.to_dict()
+    assert not calls
+    with pytest.raises(ValueError, match="dtype='int8': give one of auto"):
+        cache_logits(teacher, data, collator.tokenizer, dtype="int8")
+
+
+def test_auto_is_bfloat16_where_it_is_native_and_little_is_lost(teacher, collator, cpu_capabilities, warned):
+    data, tokenizer = rows(8), collator.tokenizer
+    plain, lower = (cache_logits(teacher, data, tokenizer, dtype=dtype).to_dict() for dtype in (None, "bfloat16"))
+    assert plain != lower
+    assert cache_logits(teacher, data, tokenizer, dtype="auto").to_dict() == plain
+    assert "stays as it is loaded: its device does not multiply bfloat16 natively" in warned()
+    cpu_capabilities["avx512_bf16"] = True
+    assert cache_logits(teacher, data, tokenizer, dtype="auto").to_dict() == lower
+    assert "bfloat16 changes" not in warned()
+    assert not len(cache_logits(teacher, data.select([]), tokenizer, dtype="auto"))
+    teacher.classifier.bias.data += 1000  # the softmax is the same, the differences are rounded off
+    exact = cache_logits(teacher, data, tokenizer).to_dict()
+    assert cache_logits(teacher, data, tokenizer, dtype="auto").to_dict() == exact
+    assert "stays as it is loaded: bfloat16 changes the logits by " in warned()
+
+
+def test_auto_of_several_teachers_lowers_those_in_float32(teacher, collator, cpu_capabilities):
+    cpu_capabilities["avx512_bf16"] = True
+    data, tokenizer = rows(8), collator.tokenizer
+    other = build(BertForSequenceClassification, bert_config(4, 32), seed=9).eval().to(torch.bfloat16)
+    lower = cache_logits([teacher, other], data, tokenizer, dtype="bfloat16")
+    assert cache_logits([teacher, other], data, tokenizer, dtype="auto").to_dict() == lower.to_dict()
+    assert {model.dtype for model in (teacher, other)} == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["several labels", "score", "tokens", "spans", "choices"])
+def test_auto_decides_for_every_kind_of_head(tmp_path, name, cpu_capabilities, warned):
+    cpu_capabilities["avx512_bf16"] = True
+    kind, tokenizer = KINDS[name], word_tokenizer(tmp_path)
+    teacher = build(kind.model_class, bert_config(1, 16, **kind.config))
+    data, how = kind.rows(tokenizer).select(range(8)), {"data_collator": kind.collator(tokenizer)}
+    plain, auto = (cache_logits(teacher, data, tokenizer, dtype=dtype, **how) for dtype in (None, "auto"))
+    assert auto["teacher_logits"] != plain["teacher_logits"]
+    assert "stays as it is loaded" not in warned()
+
+
+def test_the_share_lost_of_classes_is_a_quotient_of_divergences(teacher):
+    logits, noise = torch.randn(2, 6, 3).double()
+    mean = logits.mean(0).expand(6, 3)
+    (p, q, r), total = (z.softmax(-1) for z in (logits, logits + 0.1 * noise, mean)), [0.0, 0.0]
+    for row in range(6):
+        for option in range(3):
+            for index, other in enumerate((q, r)):
+                total[index] += p[row, option] * (p[row, option] / other[row, option]).log()
+    head = prediction_head_of(teacher)
+    assert share_lost(logits + 0.1 * noise, logits, head, None) == pytest.approx(
+        (total[0] / total[1]).item(), rel=1e-3
+    )
+    assert share_lost(logits + 5, logits, head, None) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_share_lost_of_scores_is_the_unexplained_variance_whatever_their_offset():
+    config = bert_config(1, 16, num_labels=1, id2label={0: "score"}, label2id={"score": 0})
+    head = prediction_head_of(build(BertForSequenceClassification, config))
+    years = torch.tensor([[1990.0], [2000.0], [2004.0], [2010.0]])
+    expected = (years.bfloat16().float() - years).square().mean() / years.var(correction=0)
+    assert share_lost(years.bfloat16().float(), years, head, None) == pytest.approx(expected.item())
+    assert expected > 0.01
+
+
+def test_the_share_lost_of_tokens_is_that_of_real_ones(token_teacher):
+    head = prediction_head_of(token_teacher)
+    logits, noise = torch.randn(2, 2, 4, 3)
+    padded, mask = logits.clone(), torch.ones(2, 4)
+    padded[:, 3], mask[:, 3] = 100, 0
+    share = share_lost(padded + 0.1 * noise, padded, head, mask)
+    assert share == pytest.approx(share_lost((logits + 0.1 * noise)[:, :3], logits[:, :3], head, torch.ones(2, 3)))

@@ -68,6 +68,7 @@ def test_from_a_file(tmp_path, kind):
         ({"balance_losses": True, "torch_compile": True}, r"balance_losses .*torch_compile"),
         ({"padding_free": True, "torch_compile": True}, r"padding_free .*torch_compile"),
         ({"attention_heads": "sum"}, "attention_heads='sum'.*equal, mean"),
+        ({"teacher_dtype": "int8"}, "teacher_dtype='int8'.*auto, float32, bfloat16, float16"),
         ({"loss_type": ["patience"], "layer_mapping": "skip"}, "PKD-Skip is layer_mapping='uniform'"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},

@@ -13,7 +13,7 @@ from short_runs import arguments, companion_parameters, distil
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from hf_tinybert import DistillationTrainer, HiddenLoss, PredictionLoss, TaskLoss
-from hf_tinybert.models.export import export_onnx
+from hf_tinybert.formats.onnx_export import export_onnx
 
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 EVENTS = [name for name in EVENTS if name not in ("on_init_end", "on_push_begin")]

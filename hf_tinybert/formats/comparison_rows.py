@@ -1,5 +1,6 @@
 """The rows on which a converted model is compared with the model that it was made from."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .prediction_heads import MaskedTokens, PredictionHead
-from .row_checks import InputLimits, check_rows, take_rows
+from ..models.prediction_heads import MaskedTokens, PredictionHead
+from ..models.row_checks import InputLimits, check_rows, take_rows
+
+logger = logging.getLogger(__name__)
 
 ROWS, BATCH = 256, 16
 MASK_EVERY = 7  # of the tokens of a masked language model, as in its training
@@ -77,6 +80,15 @@ def comparison_rows(
         ]
     batches = [{name: batch[name] for name in names} for batch in batches]
     return ComparisonRows(batches, masks, len(rows), real=calibration_dataset is not None)
+
+
+def warn_of_few_rows(rows: ComparisonRows, name: str) -> None:
+    """Log a warning if rows say little about real data; `name` is the file that is compared on them."""
+    if not rows.real or rows.count < ROWS:
+        logger.warning(
+            f"{name} is compared with the model on {rows}: pass {ROWS} rows of the task or more as "
+            "calibration_dataset, to know what it changes on real data."
+        )
 
 
 def _random_rows(limits: InputLimits) -> list[dict[str, list]]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from .families import subclasses
-from .prediction_heads import PredictionHead, prediction_head_of
-from .row_checks import InputLimits
+from ..models.families import subclasses
+from ..models.prediction_heads import PredictionHead, prediction_head_of
+from ..models.row_checks import InputLimits
+from .agreement import Forward, QualityGate
+from .comparison_rows import comparison_rows
+from .layout import ONNX, Dataset
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 HEAD, LIMITS = "hf_tinybert.prediction_head", "hf_tinybert.limits"  # in the metadata of a graph
@@ -89,11 +93,46 @@ def read_metadata(session: "onnxruntime.InferenceSession") -> tuple[PredictionHe
     metadata = session.get_modelmeta().custom_metadata_map
     kind = next((kind for kind in subclasses(PredictionHead) if kind.name == metadata.get(HEAD)), None)
     if kind is None:
-        raise ValueError("model.onnx does not tell its kind of prediction head: write it again with export_onnx.")
+        raise ValueError("The graph does not tell its kind of prediction head: write it again with export_onnx.")
     return kind(), InputLimits(**json.loads(metadata[LIMITS]))
 
 
-def graph_forward(session: "onnxruntime.InferenceSession") -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+def load_graph(folder: Path) -> "onnx.ModelProto":
+    """The float32 graph of a student's folder.
+
+    Raises:
+        FileNotFoundError: Without one.
+    """
+    import onnx
+
+    if not (folder / ONNX).exists():
+        raise FileNotFoundError(f"{folder} holds no {ONNX}: call export_onnx(model, tokenizer, folder) first.")
+    graph = onnx.load(folder / ONNX)
+    del graph.graph.value_info[:]  # the exporter's shapes contradict the quantiser's own, which transposes weights
+    return graph
+
+
+def gate_of_folder(folder: Path, calibration_dataset: Dataset | None, min_agreement: float | None) -> QualityGate:
+    """The quality gate whose reference is the float32 graph of a student's folder."""
+    session = open_session(folder / ONNX)
+    head, limits = read_metadata(session)
+    names, tokenizer = [value.name for value in session.get_inputs()], AutoTokenizer.from_pretrained(folder)
+    rows = comparison_rows(calibration_dataset, tokenizer, limits, head, names)
+    return QualityGate(graph_forward(session), head, rows, min_agreement)
+
+
+def torch_forward(model: PreTrainedModel) -> Forward:
+    """A model as a function from inputs to named outputs, float32 on the CPU."""
+
+    @torch.no_grad()
+    def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = model(**{name: values.to(model.device) for name, values in inputs.items()})
+        return {name: values.float().cpu() for name, values in outputs.items()}
+
+    return forward
+
+
+def graph_forward(session: "onnxruntime.InferenceSession") -> Forward:
     """A graph as a function from inputs to named outputs."""
     names = [value.name for value in session.get_outputs()]
 

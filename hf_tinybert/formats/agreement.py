@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.prediction_heads import PredictionHead
 from .comparison_rows import ComparisonRows
-from .prediction_heads import PredictionHead
 
 MIN_AGREEMENT, MIN_CORRELATION = 0.98, 0.99
 NO_ANSWER = -1
@@ -19,49 +19,56 @@ Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Answers = dict[str, np.ndarray]
 
 
-def check_agreement(
-    reference: Forward,
-    candidate: Forward,
-    head: PredictionHead,
-    rows: ComparisonRows,
-    name: str,
-    min_agreement: float | None = None,
-) -> float:
-    """Check that a converted model gives the answers of the model that it was made from.
+class QualityGate:
+    """Refuses a converted model that does not give the answers of the model that it was made from.
 
     Args:
-        reference: The model: inputs → named outputs.
-        candidate: The converted model.
-        head: The kind of their prediction head.
-        rows: The rows to compare them on.
-        name: What messages call the converted model.
+        reference: The model: inputs → named outputs. It runs once.
+        head: The kind of its prediction head.
+        rows: The rows to compare on.
         min_agreement: The lowest agreement allowed; default 0.98 of the answers, or a correlation of 0.99 for scores
             and embeddings.
 
-    Returns:
-        The agreement (`agreement`).
-
     Raises:
-        ValueError: If it is lower, or if the model itself gives NaN.
+        ValueError: If the model itself gives NaN.
     """
-    pairs = [
-        [answers(head, forward(batch), mask) for forward in (reference, candidate)]
-        for batch, mask in zip(rows.batches, rows.masks, strict=True)
-    ]
-    expected, converted = (join_answers(batches) for batches in zip(*pairs, strict=True))
-    if any(_undefined(values).any() for values in expected.values()):
-        raise ValueError(f"The model gives NaN on {rows}: check its weights. {name} was not written.")
-    correlates = all(values.dtype.kind == "f" for values in expected.values())
-    threshold = (MIN_CORRELATION if correlates else MIN_AGREEMENT) if min_agreement is None else min_agreement
-    value = agreement(expected, converted, rows.count)
-    if value < threshold:
-        measured = f"correlates with the model by {value:.3f}" if correlates else f"gives {value:.1%} of its answers"
-        more = "" if rows.real else " Pass calibration_dataset, rows of the task, to measure on real tokens."
-        raise ValueError(
-            f"{name} {measured} on {rows}: less than min_agreement={threshold:g}, so that it was not written. Use "
-            f"another format, or lower min_agreement if you accept the loss.{more}"
-        )
-    return value
+
+    def __init__(
+        self, reference: Forward, head: PredictionHead, rows: ComparisonRows, min_agreement: float | None = None
+    ):
+        self.head, self.rows = head, rows
+        self.expected = self._answers(reference)
+        if any(_undefined(values).any() for values in self.expected.values()):
+            raise ValueError(f"The model gives NaN on {rows}: check its weights. Nothing was written.")
+        self.correlates = all(values.dtype.kind == "f" for values in self.expected.values())
+        default = MIN_CORRELATION if self.correlates else MIN_AGREEMENT
+        self.min_agreement = default if min_agreement is None else min_agreement
+
+    def measure(self, candidate: Forward) -> float:
+        """The agreement of a converted model with the model (`agreement`)."""
+        return agreement(self.expected, self._answers(candidate), self.rows.count)
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse a converted model, called `name`, of too low an agreement.
+
+        Raises:
+            ValueError: If `value` is lower than `min_agreement`.
+        """
+        if not value >= self.min_agreement:
+            measured = (
+                f"correlates with the model by {value:.3f}"
+                if self.correlates
+                else f"gives {value:.1%} of the model's answers"
+            )
+            more = "" if self.rows.real else " Pass calibration_dataset, rows of the task, to measure on real tokens."
+            raise ValueError(
+                f"{name} {measured} on {self.rows}: less than min_agreement={self.min_agreement:g}, so that it was "
+                f"not written. Use another format, or lower min_agreement if you accept the loss.{more}"
+            )
+
+    def _answers(self, forward: Forward) -> Answers:
+        batches = zip(self.rows.batches, self.rows.masks, strict=True)
+        return join_answers([answers(self.head, forward(batch), mask) for batch, mask in batches])
 
 
 def answers(head: PredictionHead, outputs: Mapping[str, Tensor], mask: Tensor | None) -> Answers:

@@ -9,8 +9,8 @@ from conftest import bert_config, build, word_tokenizer
 from head_kinds import KINDS, Kind
 from transformers import BertForSequenceClassification, BertModel
 
-from hf_tinybert.models.agreement import agreement, answers, check_agreement, join_answers
-from hf_tinybert.models.comparison_rows import comparison_rows
+from hf_tinybert.formats.agreement import QualityGate, agreement, answers, join_answers
+from hf_tinybert.formats.comparison_rows import comparison_rows
 from hf_tinybert.models.prediction_heads import prediction_head_of
 from hf_tinybert.models.row_checks import InputLimits
 
@@ -95,12 +95,13 @@ def with_int8_embeddings(model):
 def test_int8_is_refused_once_a_token_is_an_outlier(name, tokenizer):
     model = model_of(name)
     head, rows = prediction_head_of(model), rows_of(name, model, tokenizer, ALL[name].rows(tokenizer))
-    assert check_agreement(forward_of(model), forward_of(with_int8_embeddings(model)), head, rows, "int8", 0.9) > 0.9
+    assert QualityGate(forward_of(model), head, rows).measure(forward_of(with_int8_embeddings(model))) > 0.9
     for scale in (100, 5):  # then 500
         model.get_input_embeddings().weight.data[7] *= scale
-        pair = forward_of(model), forward_of(with_int8_embeddings(model))
+        gate = QualityGate(forward_of(model), head, rows)
+        value = gate.measure(forward_of(with_int8_embeddings(model)))
         with pytest.raises(ValueError, match=r"int8 (gives .*%|correlates .* by).* rows .*min_agreement=0\.9[89]"):
-            check_agreement(*pair, head, rows, "int8")
+            gate.check("int8", value)
 
 
 def test_equal_answers_count_and_the_most_frequent_one_hides_nothing():
@@ -135,10 +136,11 @@ def test_nan_is_no_answer(tokenizer):
     broken.classifier.bias.data[0] = float("nan")
     rows, head = rows_of("classes", model, tokenizer), prediction_head_of(model)
     assert (rows.count, rows.real) == (256, False)
-    with pytest.raises(ValueError, match=r"float16 gives 0\.0% of its answers"):
-        check_agreement(forward_of(model), forward_of(broken), head, rows, "float16")
+    gate = QualityGate(forward_of(model), head, rows)
+    with pytest.raises(ValueError, match=r"float16 gives 0\.0% of the model's answers"):
+        gate.check("float16", gate.measure(forward_of(broken)))
     with pytest.raises(ValueError, match="The model gives NaN on 256 rows"):
-        check_agreement(forward_of(broken), forward_of(broken), head, rows, "float16")
+        QualityGate(forward_of(broken), head, rows)
 
 
 def test_answers_of_batches_are_joined():

@@ -7,7 +7,7 @@ from datasets import Dataset
 from head_kinds import KINDS
 from transformers import BertForMaskedLM, BertForMultipleChoice, BertForSequenceClassification
 
-from hf_tinybert.models.comparison_rows import comparison_rows
+from hf_tinybert.formats.comparison_rows import comparison_rows
 from hf_tinybert.models.prediction_heads import prediction_head_of
 from hf_tinybert.models.row_checks import InputLimits
 

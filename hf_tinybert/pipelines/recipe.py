@@ -1,0 +1,52 @@
+"""The default recipe of a task distillation: how many variants and epochs so many rows are given."""
+
+import math
+from dataclasses import dataclass
+
+from ..tasks import RandomWords
+
+MOST_COPIES = 10
+DISTILLED_ROWS = 100_000  # rows with their variants
+DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
+LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
+MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 10, 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What depends on the number of rows.
+
+    Args:
+        copies: The number of variants of a row.
+        prediction_epochs: The epochs of the prediction phase.
+        labels_epochs: The epochs of the labels phase.
+    """
+
+    copies: int
+    prediction_epochs: int
+    labels_epochs: int
+
+    @classmethod
+    def for_rows(cls, labelled: int, transfer: int, copies: int | None = None) -> "Recipe":
+        """The recipe for so many rows.
+
+        A row has up to 10 variants, fewer if that would be more than 100,000 rows. The prediction phase reads about
+        200,000 rows, in 1 to 10 epochs. The labels phase reads about 16,000, in 3 to 10 epochs.
+
+        Args:
+            labelled: The number of rows with labels.
+            transfer: The number of rows without.
+            copies: The number of variants of a row; default None chooses it.
+        """
+        rows = max(1, labelled + transfer)
+        if copies is None:
+            copies = max(0, min(MOST_COPIES, DISTILLED_ROWS // rows - 1))
+        return cls(
+            copies,
+            max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),
+            max(FEWEST_LABEL_EPOCHS, min(MOST_EPOCHS, math.ceil(LABELLED_READS / labelled))) if labelled else 0,
+        )
+
+    def augmentation(self, seed: int) -> RandomWords | None:
+        """What makes the variants; None without any."""
+        return RandomWords(self.copies, seed=seed) if self.copies else None
