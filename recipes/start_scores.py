@@ -15,18 +15,18 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from hf_tinybert import create_student
-from hf_tinybert.tasks import TASKS
+from hf_tinybert import GLUE
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", required=True, help="folder or Hub id of a model that is fine-tuned on the task")
-parser.add_argument("--task", required=True, choices=TASKS)
+parser.add_argument("--task", required=True, choices=GLUE)
 parser.add_argument("--data", help="folder with a folder of parquet files for the task; default the Hub's")
 parser.add_argument("--rows", type=int, default=600, help="number of calibration rows")
 parser.add_argument("--sizes", nargs="+", default=["4/312/1200/12"])
 parser.add_argument("--output", type=Path, default=Path("runs/start_scores.json"))
 options = parser.parse_args()
 
-task = TASKS[options.task]
+task = GLUE[options.task]
 data = task.load(options.data)
 tokenizer = AutoTokenizer.from_pretrained(options.teacher)
 teacher, _ = task.load_model(options.teacher)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..least_squares import COMBINATIONS
 from ..models.architectures import Block, architecture_of
 from ..models.forward import evaluation_mode
-from .survey import GRADIENT_POSITIONS, SURVEY_TOKENS
+from .survey import SURVEY_TOKENS
 
 # Solutions of a ridge regression: penalties tried, and the last one on all tokens.
 SOLUTIONS = 5
@@ -64,9 +64,8 @@ def fit_cost(
     tokens, width, student_width = sum(lengths), teacher.config.hidden_size, student.config.hidden_size
     units, depth, teacher_depth = blocks[0].feed_forward.intermediate.out_features, len(blocks), len(teacher_blocks)
     surveyed = min(SURVEY_TOKENS, tokens) if student_width < width else 0
-    # A survey runs the teacher, and once more for gradients, which take another such run.
-    single = 2 * (tokens + 3 * surveyed) * _weights(teacher_blocks) + 8 * tokens * _weights(blocks)
-    single += 4 * surveyed * width**2 * (teacher_depth + 1) + 4 * tokens * depth * width * student_width
+    single = 2 * (tokens + surveyed) * _weights(teacher_blocks) + 8 * tokens * _weights(blocks)
+    single += 2 * surveyed * width**2 * (teacher_depth + 1) + 4 * tokens * depth * width * student_width
     moments = 4 * student_width**2 + units * (units + student_width)
     double = 2 * tokens * (depth * moments + (2 * teacher_depth * student_width + width + student_width) * width)
     double += 2 * teacher_depth * _regression(student_width, width) + _regression(width, student_width)
@@ -74,9 +73,8 @@ def fit_cost(
     seconds = single / _speed(torch.float32, teacher.device) + double / _speed(torch.float64, teacher.device)
     longest_batch = min(batch_size, len(lengths)) * max(lengths)
     teacher_units = teacher_blocks[0].feed_forward.intermediate.out_features
-    fit = 8 * MOMENT_COPIES * max(units, width) ** 2 + longest_batch * (12 * teacher_units + 24 * max(units, width))
-    gradients = min(surveyed, GRADIENT_POSITIONS) * teacher_depth * (8 * teacher_units + 48 * width)
-    memory = student.get_memory_footprint() + max(fit, gradients)
+    memory = student.get_memory_footprint() + 8 * MOMENT_COPIES * max(units, width) ** 2
+    memory += longest_batch * (12 * teacher_units + 24 * max(units, width))
     disk = 4 * tokens * ((1 + ceil(teacher_depth / depth)) * width + 3 * student_width)
     return FitCost(student.num_parameters(), seconds / EFFICIENCY, memory, disk)
 

@@ -1,11 +1,11 @@
 """The layers of a student, fitted to the teacher's by principal components and least squares on calibration data.
 
-The student's hidden state stands for Pᵀh of the teacher's h, with P (D, D') the basis of the survey. The layers are
-fitted from the first to the last. A student layer stands for a group of teacher layers: its own one and those skipped
-before it. It gets the attention heads and the feed-forward units of the group that write most, and its output is
-fitted to that of the group. Both models run once on the calibration data, group by group, as the student grows: every
-linear map is refitted by ridge regression from the student's own activations to the teacher's, towards the teacher's
-projected weights. Each layer thus also absorbs the errors of the layers below it.
+The student's hidden state stands for Pᵀh of the teacher's h, with P (D, D') the leading principal components. The
+layers are fitted from the first to the last. A student layer stands for a group of teacher layers: its own one and
+those skipped before it. It gets the attention heads and the feed-forward units of the group that write most, and its
+output is fitted to that of the group. Both models run once on the calibration data, group by group, as the student
+grows: every linear map is refitted by ridge regression from the student's own activations to the teacher's, towards
+the teacher's projected weights. Each layer thus also absorbs the errors of the layers below it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..least_squares import (
     fit_output_projection,
@@ -18,9 +19,10 @@ from ..least_squares import (
     validated_ridge,
 )
 from ..models.architectures import architecture_of
+from ..models.forward import replaced_modules
+from ..models.prediction_heads import Choices, prediction_head_of
 from .calibration import CalibrationBatch, module_input
 from .fit_sublayer import ROUNDS
-from .last_states import head_inputs, with_last_states
 from .states import CalibrationStates, TokenStore, padded
 
 logger = logging.getLogger(__name__)
@@ -210,6 +212,29 @@ def _copy_other_parameters(student: PreTrainedModel, teacher: PreTrainedModel, f
             logger.warning("%s of the student does not follow from the teacher: it starts at random.", name)
 
 
+class _LastStates(nn.Module):
+    """Stands for an encoder whose last hidden states are known."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self._outputs = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+
+    def forward(self, *args, **kwargs) -> BaseModelOutputWithPastAndCrossAttentions:
+        return self._outputs
+
+
+@contextmanager
+def _with_last_states(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
+    """The encoder of a model does not run: its last hidden states, after any final norm, are (B, S, D) `states`."""
+    base, architecture = model.base_model, architecture_of(model.config)
+    encoder, final_norm = architecture.encoder(model), architecture.final_norm(model)
+    places = [(base, next(name for name, child in base.named_children() if child is encoder), _LastStates(states))]
+    if final_norm is not None and final_norm[0] is not encoder:
+        places.append((*final_norm, nn.Identity()))
+    with replaced_modules(places):
+        yield
+
+
 def _module_inputs(
     model: PreTrainedModel, name: str, last_states: TokenStore, batches: list[CalibrationBatch]
 ) -> Iterator[tuple[Tensor, bool]]:
@@ -219,9 +244,11 @@ def _module_inputs(
     """
     module, vocabulary = model.get_submodule(name), model.get_output_embeddings()
     for i, batch in enumerate(batches):
-        inputs = head_inputs(model, batch.inputs)
+        inputs = batch.inputs
+        if isinstance(prediction_head_of(model), Choices):  # every row is the only choice of an example
+            inputs = {key: tensor[:, None] for key, tensor in inputs.items()}
         with (
-            with_last_states(model, padded(last_states[i], batch.mask)),
+            _with_last_states(model, padded(last_states[i], batch.mask)),
             nullcontext() if vocabulary is None else vocabulary.register_forward_pre_hook(_no_tokens),
         ):
             x = module_input(model, module, inputs)

@@ -13,7 +13,7 @@ from .fit_embeddings import embedded_states, fit_embeddings
 from .fit_encoder import fit_encoder, layer_groups
 from .fit_heads import fit_heads
 from .states import CalibrationStates, padded
-from .survey import SurveySize, survey, survey_batches
+from .survey import survey, survey_batches
 
 logger = logging.get_logger(__name__)
 
@@ -23,8 +23,8 @@ def fit_model(
 ) -> None:
     """Fit every weight of the student that follows from the teacher.
 
-    The student's hidden states approximate Pᵀh of the teacher's hidden states h, with P (D, D') the basis of the
-    survey. The teacher runs once on the calibration data, and twice more on some of it for P.
+    The student's hidden states approximate Pᵀh of the teacher's hidden states h, with P (D, D') the leading principal
+    components of all of them. The teacher runs once on the calibration data, and once more on some of it for P.
 
     Args:
         student: The student, in float32 and eval mode; it is changed.
@@ -41,11 +41,10 @@ def fit_model(
     states = embedded_states(teacher, batches, student.config.hidden_size, group_size)
     bias = architecture.relative_bias(teacher)
     num_heads = None if bias is None else blocks[0].attention.num_heads
-    size = SurveySize(student.config.hidden_size, num_heads)
     runs = len(teacher_blocks) * (len(batches) + len(survey_batches(states)))
     description = f"Fitting {cost.parameters / 1e6:.1f} M parameters"
     with tqdm(total=runs, desc=description, unit="layer", mininterval=1.0) as bar:
-        basis, heads = survey(teacher, teacher_blocks, states, size, bar.update)
+        basis, heads = survey(teacher_blocks, states, student.config.hidden_size, num_heads, bar.update)
         if bias is not None:
             architecture.relative_bias(student).weight.copy_(bias.weight[:, heads])
         table_map = fit_embeddings(student, teacher, basis, states)

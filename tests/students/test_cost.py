@@ -22,11 +22,10 @@ def test_the_cost_grows_with_the_rows_and_the_sizes(teacher):
     assert few.parameters == small.num_parameters()
     assert 9 < many.seconds / few.seconds < 11
     assert few.seconds < wide.seconds
-    assert few.memory == many.memory
+    assert few.memory == many.memory < wide.memory
     teacher.config.num_hidden_layers = 8
     deeper = fit_cost(small, build(type(teacher), teacher.config), [10] * 10**6)
     assert deeper.seconds > 1.05 * few.seconds
-    assert deeper.memory > 1.05 * few.memory  # activations of the teacher for its gradients
     assert few.disk == 10**7 * 4 * (24 + 2 * 24 + 3 * 16)  # two layers of the teacher become one
 
 

@@ -64,7 +64,7 @@ def test_heads_that_write_nothing_are_left_out_with_their_columns_of_the_shared_
 
 
 @pytest.mark.parametrize(("name", "linear"), [("bert", "output.dense"), ("prelayernorm", "output.dense")])
-def test_the_teacher_runs_once_and_on_some_batches_twice_more(monkeypatch, name, linear):
+def test_the_teacher_runs_once_and_on_some_batches_once_more(monkeypatch, name, linear):
     monkeypatch.setattr(survey, "SURVEY_TOKENS", 200)
     teacher, dataset, tokens = build(*TEACHERS[name]), rows(160), []
     teacher.base_model.encoder.layer[-1].get_submodule(linear).register_forward_hook(
@@ -72,7 +72,7 @@ def test_the_teacher_runs_once_and_on_some_batches_twice_more(monkeypatch, name,
     )
     create_student(teacher, **SMALL, calibration_dataset=dataset, batch_size=16)
     count = sum(len(row["input_ids"]) for row in dataset)
-    assert count + 200 < sum(tokens) < count + 600
+    assert count + 100 < sum(tokens) < count + 400
 
 
 def test_a_folder_without_room_for_the_states_is_named(monkeypatch):
