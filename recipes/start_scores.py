@@ -14,8 +14,7 @@ from time import perf_counter, process_time
 import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-from hf_tinybert import create_student
-from hf_tinybert import GLUE
+from hf_tinybert import GLUE, create_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", required=True, help="folder or Hub id of a model that is fine-tuned on the task")
