@@ -124,7 +124,10 @@ class Runs:
         scores = {name: results[name][split]["score"] for name in ("teacher", "student", "student_last")}
         print(folder.name, {name: round(100 * value, 1) for name, value in scores.items()}, results["seconds"])
         record = {"name": options.name, "method": method + suffix, "seed": seed, "scores": scores, "results": results}
-        record["settings"] = json.loads((folder / "settings.json").read_text())
+        settings = json.loads((folder / "settings.json").read_text())
+        record["settings"] = settings | {"teacher": Path(options.teacher).name}  # not a path of this machine
+        states = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/trainer_state.json")}
+        record["logs"] = {phase: state["log_history"] for phase, state in states.items()}
         options.results.mkdir(parents=True, exist_ok=True)
         (options.results / f"{folder.name}.json").write_text(json.dumps(record, indent=1))
         return scores["student"]

