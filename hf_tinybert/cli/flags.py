@@ -106,7 +106,12 @@ def phase_arguments(pairs: list[str]) -> dict:
     for key, value in (pair.split("=", 1) for pair in pairs):
         parsed = yaml.safe_load(value)
         flags += [f"--{key}", *(map(str, parsed) if isinstance(parsed, list) else [value])]
-    return vars(flag_parser().parse_args(flags))
+    parser = flag_parser()
+    parser.allow_abbrev = False
+    arguments, unknown = parser.parse_known_args(flags)
+    if unknown:
+        raise ValueError(f"DistillationArguments has no {unknown[0].removeprefix('--')!r}: correct the name.")
+    return vars(arguments)
 
 
 def with_config(flags: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from ..layer_mapping import map_layers
 from ..models.capture import ActivationCapture
 from ..models.checks import check_prediction_heads, check_vocabularies
 from ..models.loading import load_tokenizer
+from ..models.row_checks import InputLimits
 from ..models.vocabulary import check_same_tokens, own_tokenizer
 from ..models.weights import check_weights
 from ..students import TINYBERT4, FitCost, check_can_initialise, create_student, fit_cost, seconds_per_row
@@ -56,9 +57,9 @@ def diagnose(
     """Check what `task_distillation` would be given. Nothing is trained, and no mistake of a user raises.
 
     The checks are of models, tokenizer, lengths, attention heads, layer mapping, vocabularies and labels. If all of
-    them pass, a copy of the student takes four optimizer steps on real rows with all losses, the longest rows first,
-    from which memory and time are estimated; a student that is yet to be created has random weights there. Checks that
-    need something that failed are left out.
+    them pass, a copy of the student takes four optimizer steps on real rows, the longest rows first, from which
+    memory and time are estimated; a student that is yet to be created has random weights there. Checks that need
+    something that failed are left out.
 
     Args:
         task: The task.
@@ -67,7 +68,7 @@ def diagnose(
         student: The sizes of a student, or a Hub id or folder. Default TinyBERT4.
         init: How a student of these sizes starts, as in `create_student`; default "teacher".
         transfer: Rows without labels; default none.
-        arguments: `DistillationArguments`.
+        arguments: `DistillationArguments`; `loss_type` is by default that of the prediction phase.
 
     Returns:
         The checks in the order in which they were made.
@@ -128,7 +129,8 @@ class _Checks:
 
 
 def _arguments(arguments: Mapping[str, Any]) -> tuple[DistillationArguments, str]:
-    arguments = {"output_dir": "runs", **TRAINING, **arguments}
+    # the losses of the default recipe; its labels phase has no teacher
+    arguments = {"output_dir": "runs", "loss_type": ["prediction"], **TRAINING, **arguments}
     args = DistillationArguments(**arguments)
     batch = f"{args.train_batch_size} rows a batch, {args.num_train_epochs:g} epochs"
     finding = f"losses {', '.join(args.loss_type)}; {batch}; {args.device}"
@@ -162,7 +164,7 @@ def _rows(
             f"The tokenizer makes ids up to {highest}, but the teacher has {teacher.config.vocab_size} embeddings: "
             "use the tokenizer that the teacher was trained with."
         )
-    positions = getattr(teacher.config, "max_position_embeddings", None)  # relative in DeBERTa and others
+    positions = InputLimits.of_models([teacher]).positions
     if positions and max(lengths) > positions:
         raise ValueError(
             f"Rows have up to {max(lengths)} tokens, but the teacher has {positions} positions: set the task's "

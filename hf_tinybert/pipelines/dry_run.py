@@ -115,7 +115,7 @@ def memory_needed(
 def time_needed(
     recipe: Recipe, labelled: int, transfer: int, args: DistillationArguments, steps: Meter
 ) -> tuple[bool, str]:
-    """The time of the default recipe, an upper bound: the steps had all losses, and the teacher ran in them."""
+    """The time of the default recipe, an upper bound: the teacher ran in every step."""
     seconds = sum(steps.seconds[1:]) / len(steps.seconds[1:])  # the first step is the longest and warms up
     rows, work = (labelled + transfer) * (1 + recipe.copies), []
     for count, epochs in ((rows, recipe.prediction_epochs), (labelled, recipe.labels_epochs)):

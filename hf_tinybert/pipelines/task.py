@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 from transformers.utils import logging
 
-from ..models.loading import load_tokenizer
-from ..students import TINYBERT4
+from ..models.loading import load_config, load_tokenizer
+from ..students import TINYBERT4, check_student
 from ..tasks import Augmentation, Task, TextClassification, UnlabelledText
 from ..tasks.transfer import TransferData
 from .early_stopping import EarlyStopping
@@ -101,7 +101,7 @@ def task_distillation(
             epochs, or if `output_dir` holds a run with other settings.
     """
     data, teachers, output_dir = datasets.DatasetDict(data or {}), model_names(teacher), Path(output_dir)
-    _check(task, data, teachers, student, transfer, augmentation, compare)
+    _check(task, data, teachers, student, init, transfer, augmentation, compare)
     if task.validation[0] not in data:
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
@@ -138,11 +138,12 @@ def _check(
     data: datasets.DatasetDict,
     teachers: Sequence[str | Path],
     student: Mapping[str, Any] | str | Path,
+    init: str,
     transfer: Transfer | None,
     augmentation: Augmentation | str | None,
     compare: str | None,
 ) -> None:
-    """Check that there is something to learn from.
+    """Check that there is something to learn from, and a student.
 
     Raises:
         ValueError: If there is not, or if a teacher has other labels than the task.
@@ -171,6 +172,8 @@ def _check(
             )
         if transfer is None:
             raise ValueError("There is no teacher: pass one, or transfer rows with soft labels.")
+    elif isinstance(student, Mapping):
+        check_student(load_config(teachers[0]), student, init)
 
 
 def _transfer_data(

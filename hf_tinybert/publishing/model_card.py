@@ -8,15 +8,29 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PretrainedConfig, PreTrainedModel, TrainerState
 from transformers.modelcard import METRIC_TAGS, TASK_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+)
 
 from ..evaluation.report import StudentReport
 from ..lineage import DataRecord, Lineage, ModelRecord, Stage, is_hub_id
 from ..models.architectures import architecture_of
 from ..version import __version__
+from .files_section import ARGUMENTS
 
 TAGS = ["hf_tinybert", "tinybert", "knowledge-distillation"]
 METRIC_TYPES = {name: name for name in METRIC_TAGS} | {"pearson": "pearsonr", "spearman": "spearmanr"}
 UNKNOWN = "–"
+# Tasks of the Hub that transformers 5 has no pipeline for.
+OTHER_TASKS = {
+    "question-answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "multiple-choice": MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+}
+WITHOUT_PIPELINE = {
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
 PROCEDURE, CITATION = "## Training procedure", "## Citation"
 BIBTEX = """\
 ```bibtex
@@ -154,7 +168,7 @@ def _extend_metadata(
 
 def pipeline_tag(model: PreTrainedModel) -> str:
     """The Hub's pipeline tag."""
-    classes = ((task, names.values()) for task, names in TASK_MAPPING.items())
+    classes = ((task, names.values()) for task, names in (TASK_MAPPING | OTHER_TASKS).items())
     return next((task for task, names in classes if type(model).__name__ in names), "feature-extraction")
 
 
@@ -202,12 +216,19 @@ def _results(metrics: Mapping[str, float], evaluated_on: DataRecord) -> str:
 
 def usage(task: str, name: str) -> str:
     """The section "How to use" of a model of this pipeline tag, loaded by `name`."""
-    text = "A sentence of [MASK]." if task == "fill-mask" else "A sentence."
-    call = 'question="Who?", context="A text."' if task == "question-answering" else f'"{text}"'
-    return (
-        "## How to use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'student = pipeline("{task}", model="{name}")\nstudent({call})\n```'
-    )
+    arguments = ARGUMENTS.get(task, '"A sentence."')
+    if (model := WITHOUT_PIPELINE.get(task)) is not None:
+        one_row = "{name: ids[None] for name, ids in inputs.items()}"  # of two choices
+        code = (
+            f"from transformers import {model}, AutoTokenizer\n\n"
+            f'tokenizer, student = AutoTokenizer.from_pretrained("{name}"), {model}.from_pretrained("{name}")\n'
+            f'inputs = tokenizer({arguments}, return_tensors="pt")\n'
+            f"outputs = student(**{one_row if task == 'multiple-choice' else 'inputs'})"
+        )
+    else:
+        code = f'from transformers import pipeline\n\nstudent = pipeline("{task}", model="{name}")\n'
+        code += f"student({arguments})"
+    return f"## How to use\n\n```python\n{code}\n```"
 
 
 def _lineage(lineage: Lineage) -> str:

@@ -2,7 +2,7 @@
 
 from .config import TINYBERT4, TINYBERT6, check_can_initialise
 from .cost import FitCost, fit_cost, seconds_per_row
-from .create import INITS, create_student
+from .create import INITS, check_student, create_student
 
 __all__ = [
     "INITS",
@@ -10,6 +10,7 @@ __all__ = [
     "TINYBERT6",
     "FitCost",
     "check_can_initialise",
+    "check_student",
     "create_student",
     "fit_cost",
     "seconds_per_row",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..lineage import Lineage, ModelRecord
 from ..models.architectures import architecture_of
@@ -82,18 +82,16 @@ def create_student(
         teacher = load_teacher_model(teacher)
     teacher = transformers_model(teacher, "teacher")
     check_no_adapters(teacher, "teacher")
-    if init not in INITS:
-        raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
     size = StudentSize(num_hidden_layers, hidden_size, intermediate_size, num_attention_heads, embedding_size)
     lineage = Lineage(teacher=ModelRecord.from_config(teacher.config), init=init)
     teacher, size = _with_factorised_embeddings(teacher, size)
     plan = plan_student(teacher.config, size, layer_mapping, dropout)
+    _check_init(init, teacher.config, plan, has_data=calibration_dataset is not None)
     if init == "random":
         lineage.write(plan.config)
         return type(teacher)(plan.config).float().to(teacher.device).train()
     lineage = replace(lineage, layers=plan.layers)
     lineage.write(plan.config)
-    _check_init(init, teacher, plan, has_data=calibration_dataset is not None)
     check_weights(teacher)
     # Parameters that no weight of the teacher determines are drawn from a fixed seed.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(teacher):
@@ -126,7 +124,31 @@ def _in_float32(teacher: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(teacher).float()
 
 
-def _check_init(init: str, teacher: PreTrainedModel, plan: StudentPlan, has_data: bool) -> None:
+def check_student(teacher_config: PretrainedConfig, student: Mapping[str, Any], init: str) -> None:
+    """Check sizes and initialisation of a student before its teacher has weights.
+
+    Args:
+        teacher_config: The teacher's configuration.
+        student: Sizes, dropout and layer mapping as `create_student` takes them.
+        init: How the student starts, on calibration data if need be.
+
+    Raises:
+        ValueError: As in `create_student`.
+    """
+    sizes = {name: student.get(name) for name in StudentSize.__dataclass_fields__}
+    if not architecture_of(teacher_config).has_size(teacher_config, "embedding_size"):
+        del sizes["embedding_size"]  # of a teacher with a projection after its embeddings
+    plan = plan_student(
+        teacher_config, StudentSize(**sizes), student.get("layer_mapping", "uniform"), student.get("dropout")
+    )
+    _check_init(init, teacher_config, plan, has_data=True)
+
+
+def _check_init(init: str, teacher_config: PretrainedConfig, plan: StudentPlan, has_data: bool) -> None:
+    if init not in INITS:
+        raise ValueError(f"init={init!r} is unknown: choose one of {', '.join(map(repr, INITS))}.")
+    if init == "random":
+        return
     changed = ", ".join(plan.changed_widths)
     if init == "layers":
         if changed:
@@ -135,7 +157,7 @@ def _check_init(init: str, teacher: PreTrainedModel, plan: StudentPlan, has_data
                 "init='teacher' with a calibration_dataset, or init='random'."
             )
         return
-    check_can_initialise(teacher.config, plan.layers)
+    check_can_initialise(teacher_config, plan.layers)
     if changed and not has_data:
         raise ValueError(
             f"init='teacher' with another {changed} fits the student on data: pass calibration_dataset, a few hundred "

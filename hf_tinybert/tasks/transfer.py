@@ -119,7 +119,7 @@ def _with_logits(rows: datasets.Dataset, task: TextClassification, numbers: Sequ
             values = np.array([np.nan])
         if values.shape != (size,) or not np.isfinite(values).all():
             raise ValueError(
-                f"Row {number} of the transfer data has {column}={value}: give {size} numbers, in the order of "
+                f"Row {number} of the transfer data has {column}={value!r}: give {size} numbers, in the order of "
                 f"{[*task.labels] or ['the score']}."
             )
         if column == TEACHER_LOGITS:

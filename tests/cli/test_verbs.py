@@ -272,7 +272,9 @@ def test_doctor(folder, capsys):
     assert "FAIL" not in healthy
     assert "dry steps" in healthy
     assert sorted(path.name for path in folder.iterdir()) == ["data", "encoder", "mlm", "teacher", "vocab.txt"]
-    assert run("doctor", *flags, "--size", 2, 16, 32, 2) == 1
+    assert run("doctor", *flags, "--size", 2, 16, 32, 2) == 0  # the default has no attention loss
+    capsys.readouterr()
+    assert run("doctor", *flags, "--size", 2, 16, 32, 2, "--loss_type", "attention") == 1
     assert "FAIL  attention heads" in capsys.readouterr().out
     assert run("doctor", *flags[2:], *SIZE, "--data", "data", "--text", "reviews") == 1
     assert "reviews" in capsys.readouterr().out
@@ -286,6 +288,10 @@ def test_doctor(folder, capsys):
         (("evaluate", "teacher", "--data", "data", "--text", "title", "--label", "stars"), "title"),
         (("evaluate", "teacher", *DATA, "--validation", "dev"), "dev"),
         (("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "epochs"), "KEY=VALUE"),
+        (
+            ("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "learning_rat=3"),
+            "learning_rat",
+        ),
         (("distill", "--config", "missing.yaml"), "missing.yaml"),
         (("push", "data", "--to", "user/x"), "config.json"),
         (("evaluate", "teacher", *DATA, "--metric", "pearson"), "choose of accuracy, f1, macro_f1"),

@@ -60,7 +60,7 @@ def failure(checks: dict) -> tuple[str, str]:
 
 
 def test_a_set_up_that_works(setup):
-    checks = setup(init="teacher")
+    checks = setup(init="teacher", loss_type=["attention", "hidden", "embedding", "prediction"])
     assert all(passed for passed, _ in checks.values())
     assert list(checks)[-3:] == ["dry steps", "memory", "time"]
     assert "1←2, 2←4" in checks["layer mapping"][1]
@@ -139,7 +139,11 @@ def not_a_number(model):
 
 OTHER_ORDER = {"id2label": {0: "positive", 1: "negative", 2: "neutral"}, "label2id": None}
 BROKEN = {
-    "other heads": ({"student": SIZE | {"num_attention_heads": 2}}, "attention heads", "num_attention_heads=4"),
+    "other heads": (
+        {"student": SIZE | {"num_attention_heads": 2}, "loss_type": ["attention"]},
+        "attention heads",
+        "num_attention_heads=4",
+    ),
     "deeper than the teacher": ({"student": SIZE | {"num_hidden_layers": 6}}, "student", "num_hidden_layers=6"),
     "layer out of range": ({"layer_mapping": "3,9"}, "student", "(2, 9)"),
     "labels in another order": ({"teacher": OTHER_ORDER}, "teacher", "id2label"),

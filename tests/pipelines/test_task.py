@@ -143,11 +143,22 @@ def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: 
         ({"intermediate": {"losses": []}}, "losses of intermediate is empty"),
         ({"prediction": {"losses": [PredictionLoss(), PredictionLoss()]}}, "same name"),
         ({"intermediate": {"loss_type": ["hiden"]}}, "loss_type"),
+        ({"student": SIZE | {"hidden_size": 18}}, "hidden_size=18 is not a multiple"),
+        ({"student": SIZE | {"num_hidden_layers": 9}}, "num_hidden_layers=9 must lie"),
+        ({"student": SIZE | {"dropout": 2}}, "dropout=2"),
+        ({"init": "layers"}, "init='layers' copies whole layers"),
+        ({"init": "techer"}, "init='techer' is unknown"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_trained(base, tmp_path, arguments, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
-        task_distillation(TASK, sentences(tmp_path), str(base), tmp_path / "out", **QUICK, **TWO_PHASES | arguments)
+        task_distillation(
+            TASK,
+            sentences(tmp_path),
+            str(base),
+            tmp_path / "out",
+            **{"student": SIZE, **QUICK, **TWO_PHASES} | arguments,
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -8,10 +8,19 @@ import pytest
 from conftest import bert_config, build, pad, rows, word_tokenizer
 from huggingface_hub import ModelCard, ModelCardData
 from short_runs import arguments, distil
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel, Trainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    Trainer,
+)
 
 from hf_tinybert import DistillationTrainer, HiddenLoss, PredictionLoss, create_student, extend_card
 from hf_tinybert.lineage import DataRecord, Lineage, LossRecord, ModelRecord, Stage, TeacherRecord
+from hf_tinybert.publishing.model_card import pipeline_tag, usage
 
 TEACHER, COMMIT = "org/big-teacher", "0123456789abcdef0123456789abcdef01234567"
 TINYBERT = "Jiao et al. (2020). TinyBERT"
@@ -307,6 +316,24 @@ def test_extending_again_adds_the_report_and_repeats_nothing(student):
     elsewhere = extend_card(with_report, student, Report({"accuracy": 0.25}), evaluated_on=DataRecord("films"))
     results = [(result.dataset_name, result.metric_value) for result in elsewhere.data.eval_results]
     assert results == [("films", 0.25)]  # not that of tweets under the name of films, or the reverse
+
+
+@pytest.mark.parametrize(
+    ("model_class", "task"),
+    [
+        (BertForSequenceClassification, "text-classification"),
+        (BertForMaskedLM, "fill-mask"),
+        (BertForQuestionAnswering, "question-answering"),
+        (BertForMultipleChoice, "multiple-choice"),
+    ],
+)
+def test_what_the_card_says_about_loading_runs(tmp_path, model_class, task):
+    tokenizer = word_tokenizer(tmp_path)
+    model = build(model_class, bert_config(1, 16, vocab_size=len(tokenizer), num_labels=2))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    assert pipeline_tag(model) == task
+    exec(re.search(r"```python\n(.*)```", usage(task, str(tmp_path)), re.DOTALL)[1], {})
 
 
 def test_a_model_without_lineage_is_refused(student):
