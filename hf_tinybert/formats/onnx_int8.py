@@ -104,8 +104,7 @@ def quantize_onnx(
        weights saturate there (onnxruntime #6545).
     2. Unsigned weights of 8 bits.
     3. The same with 1, 2, 4, … or all of the layers in float32, those whose outputs have the largest error
-       ‖Ŷ − Y‖ / ‖Y‖ on the rows; with embedding tables in 8 bits or in float16. The smallest file is tried first, and
-       the last one has no layer in 8 bits.
+       ‖Ŷ − Y‖ / ‖Y‖ on the rows, or with embedding tables in float16, or both. The smallest is tried first.
     4. The first of these that passes, with embedding tables in 4 bits. This is tried on rows of the task alone.
 
     Args:
@@ -187,7 +186,7 @@ def _choices(graph: "onnx.ModelProto", gate: QualityGate) -> Iterator[Int8Choice
     nodes = {node.name: node for node in graph.graph.node}
     worst = sorted(errors, key=errors.__getitem__, reverse=True)
     choices = [Int8Choice(8, 16)]
-    for count in (*(2**power for power in range(len(worst).bit_length()) if 2**power < len(worst)), len(worst)):
+    for count in sorted({min(2**power, len(worst)) for power in range(len(worst).bit_length() + 1)}):
         layers = tuple((name, _layer_name(nodes[name])) for name in worst[:count])
         choices += [Int8Choice(8, bits, layers) for bits in (8, 16)]
     values = {tensor.name: math.prod(tensor.dims) for tensor in graph.graph.initializer if len(tensor.dims) == 2}
