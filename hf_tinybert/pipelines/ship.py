@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.calibration import Calibration, softmax
 from ..evaluation.comparison import Agreement
@@ -195,13 +195,8 @@ def ship_student(
     licences = licences_of(model.config, rows, teacher)
     if isinstance(task, UnlabelledText):
         rows = soft_labelled(task, rows, teacher)
-    soft = rows is not None and TEACHER_LOGITS in rows.column_names
     tokens = None if task is None else task.tokenize(rows, tokenizer)
-    held_out = None
-    if tokens is not None:
-        logits = np.asarray(rows[TEACHER_LOGITS][:]) if soft else None
-        evaluated = EvaluationRows(tokens, [model], tokenizer)
-        held_out = HeldOutRows(model, evaluated, task.scorer(rows, tokens), max_loss, logits)
+    held_out = _held_out(model, tokenizer, task, rows, tokens, max_loss) if task else None
     calibration = held_out.calibration() if calibrate and held_out else None
     if calibration:
         model = fold_temperature(model, calibration.temperature)
@@ -214,6 +209,7 @@ def ship_student(
     files += converted
     if held_out:
         files = held_out.score(files, folder)
+    soft = held_out is not None and held_out.teacher_logits is not None
     shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows), calibration, soft)
     notes = [*_notes(shipment), *licences]
     with_files(card, files, tag, name, on_hub, shipment.rows, notes).save(folder / CARD)
@@ -238,8 +234,8 @@ def soft_labelled(
         return task.with_answers(transfer.rows)
     if teacher is None:
         raise ValueError(
-            "The rows have neither labels nor soft labels: give them a column teacher_probabilities or teacher_logits, "
-            "or pass a teacher."
+            "The rows have neither labels nor soft labels: pass a teacher, or give them a column teacher_probabilities "
+            "or teacher_logits."
         )
     answered = UnlabelledText.from_teacher(teacher, task.text)
     if answered.labels != task.labels:
@@ -247,6 +243,19 @@ def soft_labelled(
     tokenizer = load_tokenizer(teacher)
     logits = cache_logits(load_teacher(teacher), task.tokenize(transfer.rows, tokenizer), tokenizer)
     return task.with_answers(transfer.rows.add_column(TEACHER_LOGITS, logits[TEACHER_LOGITS][:]))
+
+
+def _held_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: datasets.Dataset,
+    tokens: datasets.Dataset,
+    max_loss: float,
+) -> HeldOutRows:
+    logits = np.asarray(rows[TEACHER_LOGITS][:]) if TEACHER_LOGITS in rows.column_names else None
+    evaluated = EvaluationRows(tokens, [model], tokenizer)
+    return HeldOutRows(model, evaluated, task.scorer(rows, tokens), max_loss, logits)
 
 
 def _convert(

@@ -44,7 +44,8 @@ def _licences(
         if name and "/" in name and is_hub_id(name) and (licence := _stated(DatasetCard, name)):
             yield f"data `{name}`", licence
     if rows is not None and rows.info.license:
-        yield f"data `{rows.info.dataset_name or 'of the held-out rows'}`", rows.info.license
+        name = rows.info.dataset_name
+        yield f"data `{name}`" if name else "held-out rows", rows.info.license
 
 
 def _stated(kind: type[ModelCard] | type[DatasetCard], name: str) -> str | None:
