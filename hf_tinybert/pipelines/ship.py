@@ -234,8 +234,8 @@ def soft_labelled(
         return task.with_answers(transfer.rows)
     if teacher is None:
         raise ValueError(
-            "The rows have neither labels nor soft labels: pass a teacher, or give them a column teacher_probabilities "
-            "or teacher_logits."
+            "The rows have neither labels nor soft labels: pass a teacher, or a column teacher_probabilities or "
+            "teacher_logits."
         )
     answered = UnlabelledText.from_teacher(teacher, task.text)
     if answered.labels != task.labels:
