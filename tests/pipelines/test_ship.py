@@ -123,7 +123,7 @@ def test_what_is_not_understood_is_refused_before_anything_is_written(student, r
 def soft(student):
     """Rows without labels, with the probabilities of a teacher whose logits are half of the student's."""
     model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
-    texts = sorted({*TEXTS} | {f"{text} ." for text in TEXTS} | {f"a {text}" for text in TEXTS})
+    texts = sorted({f"{text} {word}" for text in TEXTS for word in WORDS[:5]})  # 150, each once
     with torch.no_grad():
         logits = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     return Dataset.from_dict({"review": texts, "teacher_probabilities": (logits / 2).softmax(-1).tolist()})
