@@ -13,12 +13,15 @@ from ..formats.layout import WEIGHTS, size_of
 from ..formats.onnx_export import export_onnx
 from ..formats.onnx_int8 import quantize_onnx
 from ..models.loading import load_config, load_tokenizer
+from ..pipelines.data import LABELS, TEXTS, read_splits
 from ..pipelines.ship import CONVERTERS, FORMATS, ship_student
 from ..publishing.demo import write_demo
 from ..publishing.files_section import HEADER
 from ..publishing.hub import push_folder
-from ..tasks import Task
+from ..tasks import Task, UnlabelledText
+from ..tasks.transfer import TEACHER_PROBABILITIES
 from ..teachers import load_teacher
+from ..teachers.teacher import TEACHER_LOGITS
 from .inputs import Options, head_labels, task_and_data
 from .terminal import Outcome, to_table
 
@@ -38,6 +41,8 @@ def ship_flags() -> argparse.ArgumentParser:
     add("--formats", nargs="+", choices=FORMATS, help=possible)
     add("--min_agreement", type=float, help=AGREEMENT)
     add("--max_loss", type=float, default=0.005, help="score that a format may lose (default: 0.005)")
+    labels = "teacher of rows without labels (default: their column teacher_probabilities or teacher_logits)"
+    add("--teacher", metavar="MODEL", help=labels)
     add("--no_calibration", action="store_true", help="leave the probabilities as they are")
     add("--private", nargs="?", type=string_to_bool, const=True, help="make a repository that is created private")
     add("--demo", type=Path, metavar="FOLDER", help="also write a page that runs the student in a browser (one text)")
@@ -63,8 +68,8 @@ def ship(options: Options) -> Outcome:
     """Write a student as others serve it, into one folder or a repository of the Hub: safetensors, ONNX in float32,
     int8 and fp16, OpenVINO, and a card with lines to run. Each format has to give the student's answers and score on
     the rows of the validation split if there is data, otherwise its answers on random tokens; one that does not is
-    left out."""
-    task, rows = _task_and_rows(options)
+    left out. Rows without labels are scored by the agreement with the teacher that answers them."""
+    task, rows = _unlabelled(options) or _task_and_rows(options)
     hub_id = options.to.removeprefix(HUB) if options.to.startswith(HUB) else None
     if options.demo:
         _check_demo(options, task)
@@ -80,6 +85,7 @@ def ship(options: Options) -> Outcome:
             options.max_loss,
             hub_id,
             not options.no_calibration,
+            options.teacher,
         )
         if options.demo:
             name = Path(hub_id or options.to).name
@@ -137,3 +143,21 @@ def _task_and_rows(options: Options) -> tuple[Task, datasets.Dataset] | tuple[No
         return None, None
     task, data = task_and_data(options, head_labels(options, options.model))
     return task, data[task.validation[0]]
+
+
+def _unlabelled(options: Options) -> tuple[UnlabelledText, datasets.Dataset] | None:
+    """The task and the rows if these have no column of labels; of several splits the validation split."""
+    if options.task or not options.data or options.label or options.kind != "text":
+        return None
+    file = Path(options.validation) if options.validation and Path(options.validation).is_file() else None
+    splits = read_splits(options.data, options.subset, file)
+    split = "validation" if file or not options.validation else options.validation
+    rows = splits.get(split, next(iter(splits.values())))
+    if LABELS["text"] in rows.column_names or (options.validation and split not in splits):
+        return None
+    if not (options.teacher or {TEACHER_LOGITS, TEACHER_PROBABILITIES} & {*rows.column_names}):
+        raise ValueError(
+            f"'{options.data}' has no column 'label', only {rows.column_names}: name its labels (--label), pass a "
+            f"teacher (--teacher), or give it a column {TEACHER_PROBABILITIES} or {TEACHER_LOGITS}."
+        )
+    return UnlabelledText.from_teacher(options.model, options.text or TEXTS["text"], options.max_length), rows

@@ -35,7 +35,7 @@ class Calibration:
 
         Args:
             logits: z, (N, K), as `PredictionHead.decisions` returns them.
-            labels: (N,).
+            labels: (N,), or the teacher's probabilities (N, K) where there are none.
         """
         second = np.arange(len(labels)) * BLOCKS // len(labels) % 2 == 1
         scaled = np.array(logits, dtype=float)
@@ -73,10 +73,12 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> list[list[float]]:
 
     Args:
         logits: (N, K).
-        labels: (N,).
+        labels: (N,), or the teacher's probabilities (N, K): a decision is then as correct as the teacher finds it
+            likely.
     """
     probabilities = softmax(np.asarray(logits, dtype=float))
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, decisions = probabilities.max(1), probabilities.argmax(1)
+    correct = decisions == labels if np.ndim(labels) == 1 else labels[np.arange(len(labels)), decisions]
     numbers = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [numbers == number for number in np.unique(numbers)]
     return [[float(values.mean()) for values in (chosen, confidence[chosen], correct[chosen])] for chosen in bins]

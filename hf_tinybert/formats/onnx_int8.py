@@ -3,6 +3,7 @@
 import ast
 import copy
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ class Int8Choice:
 
     Attributes:
         weights: 7 (signed) or 8 (unsigned) bits of the weights of linear layers, with a scale for each output.
-        embeddings: 8 or 4 bits of the embedding tables (`onnx_tables`).
+        embeddings: 16 (float16), 8 or 4 bits of the embedding tables (`onnx_tables`).
         float_layers: The layers that stay in float32: name of the node → name of the layer.
     """
 
@@ -102,8 +103,8 @@ def quantize_onnx(
     1. Signed weights of 7 bits: CPUs with AVX2 but without VNNI are fastest with these, and sums of signed 8-bit
        weights saturate there (onnxruntime #6545).
     2. Unsigned weights of 8 bits.
-    3. The same with 1, 2, 4, … of the layers in float32, up to half of them: those whose outputs have the largest
-       error ‖Ŷ − Y‖ / ‖Y‖ on the rows.
+    3. The same with 1, 2, 4, … or all of the layers in float32, those whose outputs have the largest error
+       ‖Ŷ − Y‖ / ‖Y‖ on the rows, or with embedding tables in float16, or both. The smallest is tried first.
     4. The first of these that passes, with embedding tables in 4 bits. This is tried on rows of the task alone.
 
     Args:
@@ -182,12 +183,22 @@ def _choices(graph: "onnx.ModelProto", gate: QualityGate) -> Iterator[Int8Choice
     yield Int8Choice()
     yield Int8Choice(weights=8)
     errors = layer_errors(graph, gate)
-    names = {node.name: _layer_name(node) for node in graph.graph.node}
+    nodes = {node.name: node for node in graph.graph.node}
     worst = sorted(errors, key=errors.__getitem__, reverse=True)
-    count = 1
-    while count <= len(worst) // 2:
-        yield Int8Choice(8, 8, tuple((node, names[node]) for node in worst[:count]))
-        count *= 2
+    choices = [Int8Choice(8, 16)]
+    for count in sorted({min(2**power, len(worst)) for power in range(len(worst).bit_length() + 1)}):
+        layers = tuple((name, _layer_name(nodes[name])) for name in worst[:count])
+        choices += [Int8Choice(8, bits, layers) for bits in (8, 16)]
+    values = {tensor.name: math.prod(tensor.dims) for tensor in graph.graph.initializer if len(tensor.dims) == 2}
+    in_tables = sum(values[name] for name in {n.input[0] for n in nodes.values() if n.op_type == "Gather"} & {*values})
+
+    def growth(choice: Int8Choice) -> int:
+        """The bytes above those of 8 bits alone."""
+        in_float32 = sum(values[nodes[name].input[1]] for name, _ in choice.float_layers)
+        return 3 * in_float32 + (in_tables if choice.embeddings == 16 else 0)
+
+    *smaller, _ = sorted(choices, key=growth)  # float32 layers and float16 tables are not int8
+    yield from smaller
 
 
 def quantize(graph: "onnx.ModelProto", choice: Int8Choice, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Embedding tables of an ONNX graph in 8 or 4 bits, with scales of their own for each row.
+"""Embedding tables of an ONNX graph in 8 or 4 bits, with scales of their own for each row, or in float16.
 
 ONNX Runtime's quantiser gives a table one scale, so that one large row takes the precision of all others.
 """
@@ -17,13 +17,20 @@ def quantize_tables(graph: "onnx.ModelProto", bits: int) -> None:
     """Quantise every float32 table that the graph looks rows up in, in place.
 
     8 bits have one scale a row and use standard operators: Gather, Cast and Mul. 4 bits have one scale for each 32
-    values of a row, and use GatherBlockQuantized of ONNX Runtime 1.20 or later.
+    values of a row, and use GatherBlockQuantized of ONNX Runtime 1.20 or later. 16 bits are float16 and use Gather and
+    Cast.
 
     Args:
         graph: The graph. Tables that other operators use as well keep their float32 values for those.
-        bits: 8 or 4.
+        bits: 16, 8 or 4.
     """
     from onnx import numpy_helper
+
+    pack, look_up = {
+        16: (_rows_of_16_bits, _look_up_16_bits),
+        8: (_rows_of_8_bits, _look_up_8_bits),
+        4: (_blocks_of_4_bits, _look_up_4_bits),
+    }[bits]
 
     tables = {tensor.name: tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2}
     nodes: list[onnx.NodeProto] = []
@@ -33,9 +40,8 @@ def quantize_tables(graph: "onnx.ModelProto", bits: int) -> None:
         if table is None or table.data_type != table.FLOAT:
             nodes.append(node)
         else:
-            values = numpy_helper.to_array(table)
-            added[table.name] = (_rows_of_8_bits if bits == 8 else _blocks_of_4_bits)(table.name, values)
-            nodes += (_look_up_8_bits if bits == 8 else _look_up_4_bits)(node)
+            added[table.name] = pack(table.name, numpy_helper.to_array(table))
+            nodes += look_up(node)
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.graph.initializer if tensor.name in used]
     for field, content in (("node", nodes), ("initializer", kept)):
@@ -45,6 +51,22 @@ def quantize_tables(graph: "onnx.ModelProto", bits: int) -> None:
         graph.graph.initializer.extend(tensors)
     if bits == 4 and added and not any(opset.domain == "com.microsoft" for opset in graph.opset_import):
         graph.opset_import.add(domain="com.microsoft", version=1)
+
+
+def _rows_of_16_bits(name: str, table: np.ndarray) -> list["onnx.TensorProto"]:
+    from onnx import numpy_helper
+
+    return [numpy_helper.from_array(table.astype(np.float16), f"{name}_16")]
+
+
+def _look_up_16_bits(node: "onnx.NodeProto") -> list["onnx.NodeProto"]:
+    from onnx import TensorProto, helper
+
+    (table, ids), (output,) = node.input, node.output
+    return [
+        helper.make_node("Gather", [f"{table}_16", ids], [f"{output}_16"], f"{node.name}_16"),
+        helper.make_node("Cast", [f"{output}_16"], [output], f"{node.name}_cast", to=TensorProto.FLOAT),
+    ]
 
 
 def _rows_of_8_bits(name: str, table: np.ndarray) -> list["onnx.TensorProto"]:

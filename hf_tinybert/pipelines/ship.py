@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
+import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.calibration import Calibration
+from ..evaluation.calibration import Calibration, softmax
 from ..evaluation.comparison import Agreement
 from ..evaluation.engines import Run, RunOutputs, predict, torch_forward
 from ..evaluation.rows import EvaluationRows
@@ -25,9 +26,13 @@ from ..models.forward import evaluation_mode
 from ..models.loading import load_tokenizer
 from ..models.prediction_heads import prediction_head_of
 from ..publishing.files_section import ShippedFile, with_files
+from ..publishing.licences import licences_of
 from ..publishing.model_card import pipeline_tag, usage
-from ..tasks import Task
+from ..tasks import Task, UnlabelledText
+from ..tasks.transfer import TransferData
 from ..teachers import load_teacher
+from ..teachers.logit_cache import cache_logits
+from ..teachers.teacher import TEACHER_LOGITS
 
 FORMATS = ("onnx", "int8", "fp16", "openvino", "openvino_int8")
 CONVERTERS = {"fp16": halve_onnx, "openvino": export_openvino, "openvino_int8": quantize_openvino}
@@ -46,6 +51,7 @@ class Shipment:
         int8: The int8 graph, with what was tried; None without one.
         rows: The number of held-out rows that files were scored on.
         calibration: That of the student as it was; its temperature was folded into the files. None if none was.
+        soft_labels: Whether the rows have a teacher's probabilities in place of labels.
     """
 
     folder: Path
@@ -53,6 +59,7 @@ class Shipment:
     int8: Int8Graph | None
     rows: int
     calibration: Calibration | None
+    soft_labels: bool = False
 
     @property
     def refused(self) -> list[str]:
@@ -69,18 +76,28 @@ class HeldOutRows:
         rows: The rows.
         scorer: The scores of predictions; `score` counts.
         max_loss: The score that a format may lose.
+        teacher_logits: The teacher's logits, (N, C), if they stand for labels.
     """
 
     model: PreTrainedModel
     rows: EvaluationRows
     scorer: Callable[[EvalPrediction], Mapping[str, float]]
     max_loss: float
+    teacher_logits: np.ndarray | None = None
 
     def calibration(self) -> Calibration | None:
         """The calibration of the student; None if a temperature does not help, or cannot be fitted."""
-        (calibration,) = self._predict(self._torch()).calibrations
+        outputs = self._predict(self._torch())
+        (calibration,) = outputs.calibrations
         if calibration is None or calibration.decisions < MIN_DECISIONS:
             return None
+        if self.teacher_logits is not None:
+            (prediction,), head = outputs.predictions, prediction_head_of(self.model)
+            student, teacher = (
+                head.decisions(logits, prediction.label_ids)[0]
+                for logits in (prediction.predictions, self.teacher_logits)
+            )
+            calibration = Calibration.measure(student, softmax(teacher))
         return calibration if calibration.error_after < calibration.error else None
 
     def accepts(self, path: Path) -> bool:
@@ -130,6 +147,7 @@ def ship_student(
     max_loss: float = 0.005,
     hub_id: str | None = None,
     calibrate: bool = True,
+    teacher: str | os.PathLike | None = None,
 ) -> Shipment:
     """Write a student in the layout that other runtimes look for (`formats.layout`).
 
@@ -140,7 +158,9 @@ def ship_student(
         student: A folder or an id of the Hub. Its card is extended by a section about the files.
         folder: The folder to write to; it may be the student's.
         task: The task of the rows. Without it formats are compared on random tokens, and not scored.
-        rows: Held-out rows with labels, not tokenised.
+        rows: Held-out rows with labels, not tokenised. Those of the task `UnlabelledText` have no labels, but a column
+            `teacher_probabilities` or `teacher_logits` as transfer data has, or `teacher` labels them. Their score is
+            the agreement with the teacher.
         formats: Some of "onnx", "int8", "fp16", "openvino" and "openvino_int8"; default all for which packages are
             installed and, for the last one, rows are passed. The float32 ONNX graph is always written: all others
             are made from it.
@@ -149,14 +169,17 @@ def ship_student(
         hub_id: The id that the folder will be pushed to, for the card.
         calibrate: Whether the temperature with the highest likelihood on the rows is folded into the last layer, so
             that softmax of the logits of every format is calibrated; answers stay the same. It needs 100 decisions,
-            and has to lower the calibration error (`Calibration.error_after`).
+            and has to lower the calibration error (`Calibration.error_after`). Without labels, likelihood and error
+            are those under the teacher's probabilities.
+        teacher: A folder or an id of the Hub: the teacher of rows without labels. The card names its licence.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If formats are unknown, if the student does not fit the task, if there are rows without a task, or
-            if the ONNX graph, from which all others are made, is refused.
+        ValueError: If formats are unknown, if the student does not fit the task, if there are rows without a task,
+            if rows have neither labels nor a teacher's answers, or if the ONNX graph, from which all others are made,
+            is refused.
         OSError: If there is no such student.
         ImportError: Without the extra `export`, or `openvino` for these formats.
     """
@@ -169,10 +192,11 @@ def ship_student(
     tag = "multiple-choice" if "choices" in prediction_head_of(model).input_axes else pipeline_tag(model)
     name, on_hub = (hub_id, True) if hub_id else (str(folder), False)
     card = _card(student, tag, name)
+    licences = licences_of(model.config, rows, teacher)
+    if isinstance(task, UnlabelledText):
+        rows = soft_labelled(task, rows, teacher)
     tokens = None if task is None else task.tokenize(rows, tokenizer)
-    held_out = None
-    if tokens is not None:
-        held_out = HeldOutRows(model, EvaluationRows(tokens, [model], tokenizer), task.scorer(rows, tokens), max_loss)
+    held_out = _held_out(model, tokenizer, task, rows, tokens, max_loss) if task else None
     calibration = held_out.calibration() if calibrate and held_out else None
     if calibration:
         model = fold_temperature(model, calibration.temperature)
@@ -185,9 +209,53 @@ def ship_student(
     files += converted
     if held_out:
         files = held_out.score(files, folder)
-    shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows), calibration)
-    with_files(card, files, tag, name, on_hub, shipment.rows, _notes(shipment)).save(folder / CARD)
+    soft = held_out is not None and held_out.teacher_logits is not None
+    shipment = Shipment(folder, tuple(files), int8, 0 if rows is None else len(rows), calibration, soft)
+    notes = [*_notes(shipment), *licences]
+    with_files(card, files, tag, name, on_hub, shipment.rows, notes).save(folder / CARD)
     return shipment
+
+
+def soft_labelled(
+    task: UnlabelledText, rows: datasets.Dataset, teacher: str | os.PathLike | None = None
+) -> datasets.Dataset:
+    """Rows without labels, with the column `teacher_logits`, and a column `label` of the answers that these give.
+
+    Args:
+        task: The task.
+        rows: The rows, perhaps with soft labels, as `TransferData.build` takes them.
+        teacher: A folder or an id of the Hub, for rows without soft labels.
+
+    Raises:
+        ValueError: If there is neither, or if the teacher's labels are not those of the task.
+    """
+    transfer = TransferData.build(rows, task)
+    if transfer.has_logits:
+        return task.with_answers(transfer.rows)
+    if teacher is None:
+        raise ValueError(
+            "The rows have neither labels nor soft labels: pass a teacher, or a column teacher_probabilities or "
+            "teacher_logits."
+        )
+    answered = UnlabelledText.from_teacher(teacher, task.text)
+    if answered.labels != task.labels:
+        raise ValueError(f"The labels of '{teacher}' are {answered.labels}, those of the student {task.labels}.")
+    tokenizer = load_tokenizer(teacher)
+    logits = cache_logits(load_teacher(teacher), task.tokenize(transfer.rows, tokenizer), tokenizer)
+    return task.with_answers(transfer.rows.add_column(TEACHER_LOGITS, logits[TEACHER_LOGITS][:]))
+
+
+def _held_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: datasets.Dataset,
+    tokens: datasets.Dataset,
+    max_loss: float,
+) -> HeldOutRows:
+    logits = np.asarray(rows[TEACHER_LOGITS][:]) if TEACHER_LOGITS in rows.column_names else None
+    evaluated = EvaluationRows(tokens, [model], tokenizer)
+    return HeldOutRows(model, evaluated, task.scorer(rows, tokens), max_loss, logits)
 
 
 def _convert(
@@ -214,12 +282,15 @@ def _convert(
 def _notes(shipment: Shipment) -> list[str]:
     """What the card says below the table of files."""
     notes = []
+    if shipment.soft_labels:
+        notes.append("The rows have no labels: the score is the agreement with the teacher.")
     if shipment.int8:
         notes.append(f"The int8 choices that were tried:\n\n{shipment.int8.to_markdown()}")
     if calibration := shipment.calibration:
         notes.append(
             f"Probabilities are calibrated: the temperature {calibration.temperature:.2f} is part of the last layer. "
-            f"Their expected calibration error is {calibration.error_after:.3f}; it was {calibration.error:.3f}."
+            f"Their expected calibration error{' against the teacher' if shipment.soft_labels else ''} is "
+            f"{calibration.error_after:.3f}; it was {calibration.error:.3f}."
         )
     return notes
 

@@ -62,6 +62,20 @@ def test_the_error_is_that_of_the_definition():
     assert Calibration.measure(logits[:1], labels[:1]).decisions == 1
 
 
+def test_without_labels_the_error_is_that_against_the_teacher():
+    """With the teacher's probabilities, and with labels that are drawn from them many times."""
+    logits, _ = decisions()
+    teacher = special.softmax(logits.astype(float) / 1.7, 1)
+    soft = Calibration.measure(logits, teacher)
+    assert soft.temperature == pytest.approx(1.7, rel=1e-3)
+    assert soft.error_after == pytest.approx(0, abs=0.005)
+    generator = np.random.default_rng(0)
+    drawn = [generator.choice(4, size=100, p=row) for row in teacher]
+    many = Calibration.measure(np.repeat(logits, 100, axis=0), np.concatenate(drawn))
+    assert soft.error == pytest.approx(many.error, abs=0.005)
+    assert soft.error > 0.1
+
+
 def test_the_report_tells_errors_and_draws_them():
     report = plain_report()
     assert "calibration" not in report.to_markdown()

@@ -37,10 +37,9 @@ def test_outlier_tokens_pass_for_every_kind_of_head(tmp_path, name):
     model_class, changes = (KINDS[name].model_class, KINDS[name].config) if name in KINDS else (BertModel, {})
     model, tokenizer = build(model_class, bert_config(2, 32, **changes)).eval(), word_tokenizer(tmp_path)
     folder = export_onnx(model, tokenizer, tmp_path / "out").parents[1]
-    assert quantize_onnx(folder, min_agreement=0.9).path.exists()
-    for scale in (100, 500):
+    for scale in (1, 100, 500):
         outliers = with_outlier(folder, tmp_path / str(scale), scale)
-        assert quantize_onnx(outliers, min_agreement=0.95).chosen.agreement >= 0.95  # random answers are near ties
+        assert quantize_onnx(outliers).chosen.agreement >= 0.98
 
 
 def layer_nodes(graph) -> dict[str, onnx.NodeProto]:
@@ -110,8 +109,10 @@ def test_nothing_is_written_if_no_choice_passes(served, tmp_path):
         with pytest.raises(ValueError, match=rf"model_quantized.onnx gives .*% .* {says}: less than min_.*=1\.01"):
             quantize_onnx(folder, dataset, 1.01)
         assert contents(folder) == before
-    with pytest.raises(ValueError, match="None of the 5 choices of int8 is accepted"):
-        quantize_onnx(folder, real_rows(), 0.1, lambda path: False)
+    sizes = []
+    with pytest.raises(ValueError, match="None of the 12 choices of int8 is accepted"):
+        quantize_onnx(folder, real_rows(), 0.1, lambda path: sizes.append(path.stat().st_size))
+    assert sizes[1:] == sorted(sizes[1:])
     assert contents(folder) == before
     result = quantize_onnx(folder, real_rows(), 0.1, lambda path: path.name == "1.onnx")
     assert [attempt.passed for attempt in result.attempts] == [False, True, False]
@@ -121,7 +122,7 @@ def test_nothing_is_written_if_no_choice_passes(served, tmp_path):
     assert result.path.exists()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 def test_tables_are_rounded_row_by_row(served, tmp_path, bits):
     """Against the rounding of each row, or each 32 values, by itself; layers stay in float32."""
     folder = with_outlier(served, tmp_path / "out", 100)
@@ -132,7 +133,9 @@ def test_tables_are_rounded_row_by_row(served, tmp_path, bits):
         if "embeddings.weight" in tensor.name:
             values = onnx.numpy_helper.to_array(tensor).copy()
             for row in values:
-                if bits == 8:
+                if bits == 16:
+                    row[:] = row.astype(np.float16)
+                elif bits == 8:
                     step = np.abs(row).max() / 127 or 1
                     row[:] = np.round(row / step) * step
                 else:
@@ -145,7 +148,7 @@ def test_tables_are_rounded_row_by_row(served, tmp_path, bits):
     inputs = random_inputs(NAMES, 16, 12)
     values = load_onnx(tmp_path / "tables.onnx")(inputs)
     np.testing.assert_allclose(values, load_onnx(rounded / ONNX)(inputs), atol=1e-5)
-    assert np.abs(values - load_onnx(folder / ONNX)(inputs)).max() > 1e-4
+    assert np.abs(values - load_onnx(folder / ONNX)(inputs)).max() > (1e-4 if bits < 16 else 1e-6)
 
 
 def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, tmp_path, caplog):

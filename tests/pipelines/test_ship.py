@@ -15,7 +15,7 @@ from javascript import pipeline, run_node, transformers_js  # noqa: F401
 from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from hf_tinybert import TextClassification, halve_onnx, load_onnx, load_openvino, ship_student
+from hf_tinybert import TextClassification, UnlabelledText, halve_onnx, load_onnx, load_openvino, ship_student
 from hf_tinybert.cli import main
 from hf_tinybert.pipelines import ship
 
@@ -116,6 +116,61 @@ def test_what_is_not_understood_is_refused_before_anything_is_written(student, r
         ship_student(student, tmp_path / "out", formats=["onnx", "tflite"])
     with pytest.raises(ValueError, match="pass both, or none"):
         ship_student(student, tmp_path / "out", rows=rows)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def soft(student):
+    """Rows without labels, with the probabilities of a teacher whose logits are half of the student's."""
+    model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    texts = sorted({f"{text} {word}" for text in TEXTS for word in WORDS[:5]})  # 150, each once
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    return Dataset.from_dict({"review": texts, "teacher_probabilities": (logits / 2).softmax(-1).tolist()})
+
+
+def test_rows_with_soft_labels_fit_the_temperature(student, soft, tmp_path):
+    task = UnlabelledText.from_teacher(student, ["review"])
+    shipment = ship_student(student, tmp_path / "shipped", task, soft, ["onnx"])
+    assert shipment.rows == len(soft) > 100
+    assert shipment.calibration.temperature == pytest.approx(2, rel=1e-3)
+    assert shipment.calibration.error > 0.01
+    assert shipment.calibration.error_after == pytest.approx(0, abs=1e-3)
+    assert [file.score for file in shipment.files] == [1, 1]
+    card = ModelCard.load(tmp_path / "shipped/README.md").text
+    assert "The rows have no labels: the score is the agreement with the teacher." in card
+    assert "Their expected calibration error against the teacher is 0.000" in card
+
+
+def test_a_teacher_answers_rows_without_labels(student, soft, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    with torch.no_grad():
+        for weights in model.classifier.parameters():
+            weights /= 3
+    model.save_pretrained(teacher)
+    tokenizer.save_pretrained(teacher)
+    ModelCard("---\nlicense: mit\n---\n").save(teacher / "README.md")
+    soft.remove_columns("teacher_probabilities").to_parquet(tmp_path / "texts.parquet")
+    flags = ["ship", str(student), "--to", str(tmp_path / "shipped"), "--data", str(tmp_path / "texts.parquet")]
+    flags += ["--text", "review", "--formats", "onnx"]
+    assert main(flags) == 1
+    assert (
+        "has no column 'label', only ['review']: name its labels (--label), pass a teacher" in capsys.readouterr().err
+    )
+    assert main([*flags, "--teacher", str(teacher)]) == 0
+    assert "with the temperature 3.00" in capsys.readouterr().out
+    assert "- model `teacher`: mit" in ModelCard.load(tmp_path / "shipped/README.md").text
+
+
+def test_rows_that_nothing_answers_are_refused(student, soft, tmp_path):
+    task, texts = UnlabelledText.from_teacher(student, ["review"]), soft.remove_columns("teacher_probabilities")
+    with pytest.raises(ValueError, match="neither labels nor soft labels: pass a teacher"):
+        ship_student(student, tmp_path / "out", task, texts)
+    other = AutoModelForSequenceClassification.from_pretrained(student, id2label={0: "good", 1: "bad"})
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"The labels of .*other' are \('good', 'bad'\), those of the student"):
+        ship_student(student, tmp_path / "out", task, texts, teacher=tmp_path / "other")
     assert not (tmp_path / "out").exists()
 
 
