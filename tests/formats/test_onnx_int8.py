@@ -3,6 +3,7 @@
 import re
 import shutil
 from ast import literal_eval
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -112,7 +113,9 @@ def test_nothing_is_written_if_no_choice_passes(served, tmp_path):
     sizes = []
     with pytest.raises(ValueError, match="None of the 12 choices of int8 is accepted"):
         quantize_onnx(folder, real_rows(), 0.1, lambda path: sizes.append(path.stat().st_size))
-    assert sizes[1:] == sorted(sizes[1:])
+    # the nodes of a quantised layer take up to 3 kB, more than a layer of this size saves
+    assert all(later > earlier - 3000 for earlier, later in pairwise(sizes[1:])), sizes
+    assert sizes[-1] > sizes[1] + 5000
     assert contents(folder) == before
     result = quantize_onnx(folder, real_rows(), 0.1, lambda path: path.name == "1.onnx")
     assert [attempt.passed for attempt in result.attempts] == [False, True, False]

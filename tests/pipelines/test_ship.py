@@ -79,7 +79,7 @@ def test_files_card_and_scores(student, rows, tmp_path, monkeypatch):
     monkeypatch.setitem(ship.CONVERTERS, "fp16", halve_onnx)
     again = ship_student(folder, folder, REVIEWS, rows, ["int8", "fp16"], 0.5, calibrate=False)
     assert again.refused == ["int8", "fp16"]
-    assert re.search(r"None of the \d choices of int8 is accepted", again.files[-2].note)
+    assert re.search(r"None of the \d+ choices of int8 is accepted", again.files[-2].note)
     assert re.search(r"its score of .* is more than max_loss=0\.005 below 0\.665", again.files[-1].note)
     assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
     assert ModelCard.load(folder / "README.md").text.count("## Files") == 1
