@@ -9,6 +9,7 @@ MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
 DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
 LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
+TEACHER_READS = 6_000  # rows that a teacher reads in fine-tuning, over all epochs
 MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 10, 3
 
 
@@ -20,18 +21,21 @@ class Recipe:
         copies: The number of variants of a row.
         prediction_epochs: The epochs of the prediction phase.
         labels_epochs: The epochs of the labels phase.
+        teacher_epochs: The epochs of the fine-tuning of a teacher.
     """
 
     copies: int
     prediction_epochs: int
     labels_epochs: int
+    teacher_epochs: int
 
     @classmethod
     def for_rows(cls, labelled: int, transfer: int, copies: int | None = None) -> "Recipe":
         """The recipe for so many rows.
 
         A row has up to 10 variants, fewer if that would be more than 100,000 rows. The prediction phase reads about
-        200,000 rows, in 1 to 10 epochs. The labels phase reads about 16,000, in 3 to 10 epochs.
+        200,000 rows, in 1 to 10 epochs. The labels phase reads about 16,000, in 3 to 10 epochs, and
+        the fine-tuning of a teacher about 6,000, in as many.
 
         Args:
             labelled: The number of rows with labels.
@@ -44,9 +48,15 @@ class Recipe:
         return cls(
             copies,
             max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),
-            max(FEWEST_LABEL_EPOCHS, min(MOST_EPOCHS, math.ceil(LABELLED_READS / labelled))) if labelled else 0,
+            _label_epochs(LABELLED_READS, labelled),
+            _label_epochs(TEACHER_READS, labelled),
         )
 
     def augmentation(self, seed: int) -> RandomWords | None:
         """What makes the variants; None without any."""
         return RandomWords(self.copies, seed=seed) if self.copies else None
+
+
+def _label_epochs(reads: int, labelled: int) -> int:
+    """The epochs in which so many rows with labels are read, 3 to 10; 0 without any."""
+    return max(FEWEST_LABEL_EPOCHS, min(MOST_EPOCHS, math.ceil(reads / labelled))) if labelled else 0

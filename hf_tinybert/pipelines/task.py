@@ -73,7 +73,7 @@ def task_distillation(
             written to `output_dir` first. For text classification and regression only.
         augmentation: Makes variants of the rows. Default "auto": `RandomWords`, for text classification and regression
             with a teacher. None makes none.
-        fine_tuning: `DistillationArguments` of the fine-tuning of teachers.
+        fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
             others; default None, no such phase. Its default losses are "attention", "hidden" and "embedding", and up
             to 5 GB of the teacher's activations are cached (`teacher_cache_gb`). The mapping of a phase can also hold:

@@ -97,7 +97,7 @@ class TaskPhases:
         distilling = (*(_distilling(name, folder / name, arguments[name]) for name in before), final)
         for phase in distilling:
             _check_reads(phase, has_labels, has_teacher)
-        fine_tuning = {**FINE_TUNING, **common, **chosen.fine_tuning}
+        fine_tuning = {**FINE_TUNING, "num_train_epochs": recipe.teacher_epochs, **common, **chosen.fine_tuning}
         DistillationArguments(str(folder / "teacher"), **fine_tuning)  # raises before anything is trained
         baseline = {**SELECTING, **LABELS, **label_epochs, **common, **chosen.labels}
         return cls(

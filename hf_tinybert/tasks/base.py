@@ -234,6 +234,8 @@ def select_columns(data: datasets.DatasetDict, splits: Sequence[str], columns: S
         raise TypeError(
             f"Split '{wrong[0]}' is {kind}: make a data set of it, for example by Dataset.from_list(rows)."
         )
+    if repeated := {name for name in columns if [*columns].count(name) > 1}:
+        raise ValueError(f"{sorted(repeated)} is named twice: a column is either text or labels.")
     present = data["train"].column_names
     if missing := [name for name in columns if name not in present]:
         raise ValueError(f"The data has no column {missing}, only {present}: name the columns of the task.")

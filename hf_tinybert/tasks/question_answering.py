@@ -64,7 +64,7 @@ class QuestionAnswering(Task):
             answers: The column of the answers of a question: `text` and `answer_start` as two lists, a list of
                 answers that have both, or one answer. The column `id` may be missing.
             validation: The name of the validation split.
-            max_length: Tokens of a window, question included.
+            max_length: Tokens of a window, question included. Windows share at most a third of it.
 
         Returns:
             The task and its rows, in the columns of the task.
@@ -87,7 +87,14 @@ class QuestionAnswering(Task):
         features = datasets.Features({"id": datasets.Value("string"), **data["train"].features, "answers": ANSWERS})
         data = data.map(squad, with_indices=True, features=features, desc="Reading answers")
         answerable = all(answer["text"] for rows in data.values() for answer in rows["answers"][:])
-        task = cls("task", tuple(text), validation=(validation,), max_length=max_length, answerable=answerable)
+        task = cls(
+            "task",
+            tuple(text),
+            validation=(validation,),
+            max_length=max_length,
+            stride=min(cls.stride, max_length // 3),
+            answerable=answerable,
+        )
         task.check(data)
         return task, data
 
@@ -214,8 +221,21 @@ class SpanScorer(ExampleScorer):
         return self.task.scored(_percentages(examples))
 
 
+def _check_room(questions: list[str], indices: list[int], tokenizer, max_length: int, stride: int) -> None:
+    """Check that each window has more room than what it shares with the one before; the tokenizer panics otherwise."""
+    lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - lengths[longest]
+    if room <= stride:
+        raise ValueError(
+            f"Row {indices[longest]}: its question has {lengths[longest]} tokens and leaves {max(room, 0)} of "
+            f"max_length={max_length} to the context, not more than stride={stride}: raise max_length or lower stride."
+        )
+
+
 def _windows(batch, indices, tokenizer, text, max_length: int, stride: int) -> dict[str, list]:
     questions = [question.lstrip() for question in batch[text[0]]]  # some begin with many spaces, which only take room
+    _check_room(questions, indices, tokenizer, max_length, stride)
     encoded = tokenizer(
         questions,
         batch[text[1]],

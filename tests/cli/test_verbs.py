@@ -297,6 +297,7 @@ def test_doctor(folder, capsys):
         (("evaluate", "teacher", *DATA, "--metric", "pearson"), "choose of accuracy, f1, macro_f1"),
         (("evaluate", "teacher", "--data", "reviews.csv"), "no file or folder 'reviews.csv'"),
         (("evaluate", "teacher", "--data", "data"), "only ['review', 'stars']"),
+        (("evaluate", "teacher", "--data", "data", "--text", "review", "--label", "review"), "named twice"),
         (("distill", *DATA, "--teacher", "/nowhere/teacher", "--output_dir", "run"), "/nowhere/teacher"),
     ],
 )

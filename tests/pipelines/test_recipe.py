@@ -1,5 +1,7 @@
 """The default recipe: variants and epochs by the number of rows."""
 
+from dataclasses import replace
+
 import pytest
 
 from hf_tinybert import RandomWords
@@ -7,25 +9,25 @@ from hf_tinybert.pipelines.recipe import Recipe
 
 
 @pytest.mark.parametrize(
-    ("labelled", "transfer", "copies", "prediction", "labels"),
+    ("labelled", "transfer", "copies", "prediction", "labels", "teacher"),
     [
-        (100, 0, 10, 10, 10),
-        (2_490, 0, 10, 7, 7),
-        (8_551, 0, 10, 2, 3),
-        (2_000, 14_000, 5, 2, 8),
-        (67_349, 0, 0, 3, 3),
-        (0, 8_000, 10, 2, 0),
-        (400_000, 1_000_000, 0, 1, 3),
+        (100, 0, 10, 10, 10, 10),
+        (2_490, 0, 10, 7, 7, 3),
+        (8_551, 0, 10, 2, 3, 3),
+        (1_000, 15_000, 5, 2, 10, 6),
+        (67_349, 0, 0, 3, 3, 3),
+        (0, 8_000, 10, 2, 0, 0),
+        (400_000, 1_000_000, 0, 1, 3, 3),
     ],
 )
-def test_many_rows_have_few_variants_and_epochs(labelled, transfer, copies, prediction, labels):
+def test_many_rows_have_few_variants_and_epochs(labelled, transfer, copies, prediction, labels, teacher):
     recipe = Recipe.for_rows(labelled, transfer)
-    assert (recipe.copies, recipe.prediction_epochs, recipe.labels_epochs) == (copies, prediction, labels)
+    assert recipe == Recipe(copies, prediction, labels, teacher)
     assert recipe.augmentation(3) == (RandomWords(copies, seed=3) if copies else None)
 
 
 def test_epochs_follow_from_the_variants_that_there_are():
     recipe = Recipe.for_rows(24_000, 0, copies=0)
-    assert recipe == Recipe(copies=0, prediction_epochs=8, labels_epochs=3)
+    assert recipe == Recipe(copies=0, prediction_epochs=8, labels_epochs=3, teacher_epochs=3)
     assert recipe.augmentation(0) is None
-    assert Recipe.for_rows(24_000, 0, copies=3) == Recipe(copies=3, prediction_epochs=2, labels_epochs=3)
+    assert Recipe.for_rows(24_000, 0, copies=3) == replace(recipe, copies=3, prediction_epochs=2)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,22 @@ def logits(windows, positions) -> np.ndarray:
     values = np.random.default_rng(0).random((len(windows), 16))
     values[np.arange(len(windows)), positions] = 5
     return values
+
+
+@pytest.mark.parametrize(("task", "room"), [(replace(TASK, max_length=9), 4), (replace(TASK, max_length=4), 0)])
+def test_a_window_without_room_for_the_context_names_its_row(tokenizer, task, room):
+    rows = Dataset.from_dict(
+        {
+            "id": ["0", "1"],
+            "question": ["film", "the film"],
+            "context": ["the film is good and the book is bad"] * 2,
+            "answers": [{"text": ["good"], "answer_start": [12]}] * 2,
+        }
+    )
+    message = rf"Row 1: its question has 2 tokens and leaves {room} of max_length={task.max_length} .* stride=4"
+    with pytest.raises(ValueError, match=message):
+        task.tokenize(rows, tokenizer)
+    assert len(replace(task, max_length=10).tokenize(rows, tokenizer)) > 2
 
 
 def test_logits_at_the_answers_give_the_answers(tokenizer):
