@@ -2,10 +2,11 @@
 
 The student's hidden state stands for Pᵀh of the teacher's h, with P (D, D') the leading principal components. The
 layers are fitted from the first to the last. A student layer stands for a group of teacher layers: its own one and
-those skipped before it. It gets the attention heads and the feed-forward units of the group that write most, and its
-output is fitted to that of the group. Both models run once on the calibration data, group by group, as the student
-grows: every linear map is refitted by ridge regression from the student's own activations to the teacher's, towards
-the teacher's projected weights. Each layer thus also absorbs the errors of the layers below it.
+those skipped before it. It has the attention heads of its own layer, which the attention loss compares it with, and
+the feed-forward units of the group that write most. Its output is fitted to that of the group. Both models run once on
+the calibration data, group by group, as the student grows: every linear map is refitted by ridge regression from the
+student's own activations to the teacher's, towards the teacher's projected weights. Each layer thus also absorbs the
+errors of the layers below it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..least_squares import linear_weight, set_linear
 from ..models.architectures import Attention, Block, FeedForward
-from .attention_heads import AttentionHeads, context_moment, largest_heads, output_energy, set_attention_heads
+from .attention_heads import AttentionHeads, context_moment, set_attention_heads
 from .fit_sublayer import InputFit, fit_output
 from .states import CalibrationStates, padded
 
@@ -47,8 +48,8 @@ def fit_encoder(
         layers: The teacher layer of each student layer, counted from 1 and increasing.
         basis: P, (D, D').
         states: What enters the first layer; afterwards what left the student's last layer and its teacher layer.
-        heads: The teacher's attention heads that every layer of the student has, each from any layer of its group. By
-            default each layer has those with the largest output.
+        heads: The teacher's attention heads that every layer of the student has. By default each layer has those with
+            the largest output.
         progress: Called when the teacher has run a layer on a batch.
     """
     for block, group in zip(student, layer_groups(teacher, layers), strict=True):
@@ -71,11 +72,12 @@ def _fit_attention(
     Returns:
         The energies of the feed-forward units of each layer of the group.
     """
-    input_fit, moments, unit_energies = _run_group(student, group, basis, states, progress)
-    chosen = _chosen_heads(group, moments, basis, student.num_heads, heads)
+    input_fit, moment, unit_energies = _run_group(student, group, basis, states, progress)
+    teacher = group[-1].attention
     if student.output.bias is not None:
-        student.output.bias.copy_(basis.T @ group[-1].attention.output.bias.double())
-    set_attention_heads(student, _refitted_heads(group, chosen, moments, basis, input_fit))
+        student.output.bias.copy_(basis.T @ teacher.output.bias.double())
+    all_heads = _refitted_heads(teacher, basis, input_fit, moment)
+    set_attention_heads(student, all_heads, heads or all_heads.largest(student.num_heads))
     middles, narrow = states.middles[len(group) - 1], basis.float()
     for i, batch in enumerate(states.batches):
         read = padded(student.read(states.student[i]), batch.mask)
@@ -98,82 +100,39 @@ def _run_group(
     basis: Tensor,
     states: CalibrationStates,
     progress: Callable[[], object],
-) -> tuple[InputFit, list[Tensor], list[Tensor]]:
+) -> tuple[InputFit, Tensor, list[Tensor]]:
     """Run some of the teacher's layers; their middle states are stored, and the teacher's states follow.
 
     Returns:
-        The regression of what their attention sublayers receive; Σ ccᵀ of the context vectors and Σ a² of the
+        The regression of what the last attention sublayer receives, Σ ccᵀ of its context vectors, and Σ a² of the
         feed-forward units of each layer.
     """
-    input_fit = InputFit(student, [block.attention for block in group], basis)
-    moments, unit_energies = [0.0] * len(group), [0.0] * len(group)
+    input_fit, moment, unit_energies = InputFit(student, [group[-1].attention], basis), 0.0, [0.0] * len(group)
     for i, batch in enumerate(states.batches):
-        hidden, reads = states.teacher[i], []
+        hidden = states.teacher[i]
         for index, block in enumerate(group):
             attention, feed_forward = block.attention, block.feed_forward
-            reads.append(attention.read(hidden))
-            context = attention.context(padded(reads[-1], batch.mask), batch.mask)[batch.mask]
-            moments[index] = moments[index] + context_moment(context, attention.num_heads)
+            read = attention.read(hidden)
+            context = attention.context(padded(read, batch.mask), batch.mask)[batch.mask]
             states.middles[index][i] = hidden = attention.write(hidden, context)
             units = feed_forward.units(feed_forward.read(hidden))
             unit_energies[index] = unit_energies[index] + units.square().sum(0).double()
             hidden = feed_forward.write(hidden, units)
             progress()
-        input_fit.add(student.read(states.student[i]), reads, batch.held_out_tokens)
+        input_fit.add(student.read(states.student[i]), [read], batch.held_out_tokens)
+        moment = moment + context_moment(context, attention.num_heads)
         states.teacher[i] = hidden
-    return input_fit, moments, unit_energies
+    return input_fit, moment, unit_energies
 
 
-def _chosen_heads(
-    group: Sequence[Block], moments: list[Tensor], basis: Tensor, count: int, heads: list[int] | None
-) -> list[tuple[int, int]]:
-    """The layer and the number of each attention head with the largest output.
-
-    Args:
-        group: The teacher's layers.
-        moments: Σ ccᵀ of the context vectors of each layer.
-        basis: P, (D, D').
-        count: How many are chosen.
-        heads: Their numbers; None if they may be any.
-    """
-    energies = torch.stack(
-        [output_energy(_output(block.attention, basis), moment) for block, moment in zip(group, moments, strict=True)]
-    )
-    if heads is not None:
-        return [(int(energies[:, head].argmax()), head) for head in heads]
-    return [divmod(index, energies.shape[1]) for index in largest_heads(energies.flatten(), count)]
-
-
-def _output(attention: Attention, basis: Tensor) -> Tensor:
-    """The projected output projection of the attention heads, (D', H, d)."""
-    return (basis.T @ attention.output.weight.double()).unflatten(-1, (attention.num_heads, -1))
-
-
-def _refitted_heads(
-    group: Sequence[Block], chosen: list[tuple[int, int]], moments: list[Tensor], basis: Tensor, input_fit: InputFit
-) -> AttentionHeads:
-    """Attention heads of the teacher, with queries, keys and values computed from what the student receives."""
-    parts = {}
-    for layer, block in enumerate(group):
-        heads, attention = [head for index, head in chosen if index == layer], block.attention
-        weight = torch.stack(
-            [
-                linear_weight(linear).unflatten(-1, (attention.num_heads, -1))[:, heads]
-                for linear in (attention.query, attention.key, attention.value)
-            ],
-            1,
-        )
-        solution = input_fit.refitted(layer, weight.flatten(1), has_bias=attention.query.bias is not None)
-        query_key_value = solution.unflatten(-1, weight.shape[1:]).permute(1, 2, 3, 0)
-        for position, head in enumerate(heads):
-            parts[layer, head] = (
-                *query_key_value[:, position],
-                _output(attention, basis)[:, head],
-                moments[layer][head],
-            )
-    columns = zip(*(parts[place] for place in chosen), strict=True)
-    query, key, value, output, moment = (torch.stack(column) for column in columns)
-    return AttentionHeads(query, key, value, output.transpose(0, 1), input_fit.mean_moment(), moment)
+def _refitted_heads(teacher: Attention, basis: Tensor, input_fit: InputFit, moment: Tensor) -> AttentionHeads:
+    """The teacher's attention heads, with queries, keys and values computed from what the student receives."""
+    linears = (teacher.query, teacher.key, teacher.value)
+    weight = torch.cat([linear_weight(linear) for linear in linears], -1)
+    solution = input_fit.refitted(0, weight, has_bias=teacher.query.bias is not None)
+    query, key, value = (part.T.unflatten(0, (teacher.num_heads, -1)) for part in solution.chunk(3, -1))
+    output = (basis.T @ teacher.output.weight.double()).unflatten(-1, (teacher.num_heads, -1))
+    return AttentionHeads(query, key, value, output, input_fit.mean_moment(), moment)
 
 
 def _fit_feed_forward(

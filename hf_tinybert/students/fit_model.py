@@ -13,7 +13,7 @@ from .fit_embeddings import embedded_states, fit_embeddings
 from .fit_encoder import fit_encoder, layer_groups
 from .fit_heads import fit_heads
 from .states import CalibrationStates, padded
-from .survey import survey, survey_batches
+from .survey import SurveySize, survey, survey_batches
 
 logger = logging.get_logger(__name__)
 
@@ -41,10 +41,11 @@ def fit_model(
     states = embedded_states(teacher, batches, student.config.hidden_size, group_size)
     bias = architecture.relative_bias(teacher)
     num_heads = None if bias is None else blocks[0].attention.num_heads
+    size = SurveySize(student.config.hidden_size, num_heads, layers)
     runs = len(teacher_blocks) * (len(batches) + len(survey_batches(states)))
     description = f"Fitting {cost.parameters / 1e6:.1f} M parameters"
     with tqdm(total=runs, desc=description, unit="layer", mininterval=1.0) as bar:
-        basis, heads = survey(teacher_blocks, states, student.config.hidden_size, num_heads, bar.update)
+        basis, heads = survey(teacher_blocks, states, size, bar.update)
         if bias is not None:
             architecture.relative_bias(student).weight.copy_(bias.weight[:, heads])
         table_map = fit_embeddings(student, teacher, basis, states)

@@ -1,6 +1,7 @@
 """What is known of a teacher before its student is fitted: principal components, and the largest attention heads."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,21 @@ from .states import CalibrationStates, padded
 SURVEY_TOKENS = 1024
 
 
+@dataclass(frozen=True)
+class SurveySize:
+    """What a survey looks for.
+
+    Attributes:
+        width: D', the number of principal components.
+        num_heads: The number of attention heads that all layers share; None if each layer has its own.
+        layers: The teacher layers whose attention heads count, from 1.
+    """
+
+    width: int
+    num_heads: int | None
+    layers: list[int]
+
+
 def survey_batches(states: CalibrationStates) -> list[int]:
     """Indices of some batches, short and long ones, with about `SURVEY_TOKENS` real tokens together."""
     count = len(states.batches)
@@ -24,19 +40,14 @@ def survey_batches(states: CalibrationStates) -> list[int]:
 
 
 def survey(
-    teacher: list[Block],
-    states: CalibrationStates,
-    student_width: int,
-    num_heads: int | None,
-    progress: Callable[[], object],
+    teacher: list[Block], states: CalibrationStates, size: SurveySize, progress: Callable[[], object]
 ) -> tuple[Tensor, list[int] | None]:
     """Principal components of the teacher's hidden states, and the attention heads with the largest output.
 
     Args:
         teacher: The teacher's layers.
         states: What enters the first of them.
-        student_width: D', the number of principal components.
-        num_heads: The number of attention heads that all layers share; None if each layer has its own.
+        size: What to look for.
         progress: Called when the teacher has run a layer on a batch.
 
     Returns:
@@ -44,23 +55,24 @@ def survey(
         layers share, None if each layer has its own.
     """
     width, all_heads = teacher[0].attention.norm.normalized_shape[0], teacher[0].attention.num_heads
-    chooses_heads = num_heads not in (None, all_heads)
-    heads = None if num_heads is None else list(range(all_heads))
-    if width == student_width and not chooses_heads:
+    chooses_heads = size.num_heads not in (None, all_heads)
+    heads = None if size.num_heads is None else list(range(all_heads))
+    if width == size.width and not chooses_heads:
         return torch.eye(width, dtype=torch.float64, device=states.teacher[0].device), heads
     moment, energy = 0.0, torch.zeros(all_heads, dtype=torch.float64, device=states.teacher[0].device)
     for i in survey_batches(states):
         mask, hidden = states.batches[i].mask, states.teacher[i]
         moment = moment + _second_moment(hidden, teacher[0].attention)
-        for block in teacher:
+        for layer, block in enumerate(teacher, start=1):
             context = block.attention.context(padded(block.attention.read(hidden), mask), mask)[mask]
-            energy += _head_energy(block.attention, context)
+            if layer in size.layers:
+                energy += _head_energy(block.attention, context)
             hidden = block.feed_forward.feed_forward(block.attention.write(hidden, context))
             moment = moment + _second_moment(hidden, block.attention)
             progress()
     if chooses_heads:
-        heads = largest_heads(energy, num_heads)
-    return _basis(moment, student_width, centred=teacher[0].attention.norm_first), heads
+        heads = largest_heads(energy, size.num_heads)
+    return _basis(moment, size.width, centred=teacher[0].attention.norm_first), heads
 
 
 def _head_energy(attention: Attention, context: Tensor) -> Tensor:

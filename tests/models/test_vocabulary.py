@@ -49,7 +49,9 @@ from transformers import (
 from hf_tinybert import create_student, transfer_vocabulary, trim_vocabulary
 from hf_tinybert.models.vocabulary import check_same_tokens, own_tokenizer
 
-LINES = [line for line in (Path(__file__).parents[2] / "README.md").read_text("utf8").splitlines() if line.strip()]
+ROOT = Path(__file__).parents[2]
+TEXT = "".join((ROOT / page).read_text("utf8") for page in ("README.md", "recipes/README.md"))
+LINES = [line for line in TEXT.splitlines() if line.strip()]
 CORPUS, OTHERS = LINES[: len(LINES) // 2], [*LINES[len(LINES) // 2 :], "Ein schönes Häuschen ☃ in der Stadt", "日本"]
 SOME = CORPUS[::8]  # enough to compare outputs on
 SIZES = {

@@ -13,6 +13,8 @@ from code_blocks import PARSER, ROOT, Block, blocks_of, pages
 from stand_ins import models, page_folder, variables  # noqa: F401
 
 ALL_PAGES = [*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+README, *GUIDES = pages()
+README_AND_GUIDES = [README, *(pytest.param(guide, marks=pytest.mark.slow) for guide in GUIDES)]
 # Exports of models take half a minute.
 SLOW = re.compile(r"onnx|openvino|ship_student|StudentReport|hf-tinybert +(report|export|ship)")
 
@@ -26,7 +28,7 @@ def run(blocks: Iterable[Block], shared: dict) -> None:
         block.run(shared)
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", README_AND_GUIDES, ids=lambda page: page.stem)
 def test_the_quick_blocks_of_a_page_run(page, variables):  # noqa: F811
     run(filterfalse(is_slow, blocks_of(page)), variables)
 

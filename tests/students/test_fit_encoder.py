@@ -61,11 +61,11 @@ def test_attention_heads_and_units_that_write_nothing_are_the_ones_left_out():
 
 
 @torch.no_grad()
-def test_heads_and_units_come_from_all_layers_that_become_one():
+def test_units_come_from_all_layers_that_become_one():
     teacher = BertModel(BertConfig(**BERT, num_hidden_layers=2)).eval()
     student = BertModel(BertConfig(**BERT, num_hidden_layers=1)).eval()
-    last = blocks(teacher)[1]
-    for linear in (last.attention.output, last.feed_forward.output):
+    first, last = blocks(teacher)
+    for linear in (first.attention.output, last.attention.output, last.feed_forward.output):
         linear.weight.zero_()
     ids, mask = torch.randint(0, 50, (40, 7)), torch.ones(40, 7, dtype=torch.long)
     hidden = entering(teacher(input_ids=ids, output_hidden_states=True).hidden_states[0], mask)

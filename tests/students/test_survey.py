@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from hf_tinybert.models.architectures import architecture_of
 from hf_tinybert.students.calibration import calibration_batches
 from hf_tinybert.students.fit_embeddings import embedded_states
-from hf_tinybert.students.survey import survey, survey_batches
+from hf_tinybert.students.survey import SurveySize, survey, survey_batches
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def surveyed(name, width):
     teacher = build(*TEACHERS[name])
     batches = calibration_batches(rows(40), None, teacher, 16)
     blocks, states = architecture_of(teacher.config).blocks(teacher), embedded_states(teacher, batches, width, 1)
-    basis, heads = survey(blocks, states, width, None, lambda: None)
+    basis, heads = survey(blocks, states, SurveySize(width, None, [2, 4]), lambda: None)
     assert heads is None
     hidden = []
     for i, batch in enumerate(batches):
