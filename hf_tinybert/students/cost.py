@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil
 from statistics import median
 from time import perf_counter
 
 import torch
 from transformers import PreTrainedModel
 
-from ..least_squares import COMBINATIONS
 from ..models.architectures import Block, architecture_of
 from ..models.forward import evaluation_mode
 from .survey import SURVEY_TOKENS
@@ -62,21 +60,20 @@ def fit_cost(
     """
     blocks, teacher_blocks = (architecture_of(model.config).blocks(model) for model in (student, teacher))
     tokens, width, student_width = sum(lengths), teacher.config.hidden_size, student.config.hidden_size
-    units, depth, teacher_depth = blocks[0].feed_forward.intermediate.out_features, len(blocks), len(teacher_blocks)
+    units, depth = blocks[0].feed_forward.intermediate.out_features, len(blocks)
     surveyed = min(SURVEY_TOKENS, tokens) if student_width < width else 0
     single = 2 * (tokens + surveyed) * _weights(teacher_blocks) + 8 * tokens * _weights(blocks)
-    single += 2 * surveyed * width**2 * (teacher_depth + 1) + 4 * tokens * depth * width * student_width
-    moments = 4 * student_width**2 + units * (units + student_width)
-    double = 2 * tokens * (depth * moments + (2 * teacher_depth * student_width + width + student_width) * width)
-    double += 2 * teacher_depth * _regression(student_width, width) + _regression(width, student_width)
-    double += depth * (_regression(student_width, student_width) + _regression(units, student_width))
+    single += 2 * surveyed * width**2 * (len(teacher_blocks) + 1) + 4 * tokens * depth * width * student_width
+    moments = 2 * student_width * (student_width + width) + 2 * student_width**2 + units * (units + student_width)
+    solutions = [(student_width, width), (student_width, student_width)] * 2 + [(units, student_width)]
+    double = 2 * tokens * (depth * moments + width * (width + student_width))
+    double += SOLUTIONS * (depth * sum(_solution(*size) for size in solutions) + _solution(width, student_width))
     seconds = single / _speed(torch.float32, teacher.device) + double / _speed(torch.float64, teacher.device)
     longest_batch = min(batch_size, len(lengths)) * max(lengths)
     teacher_units = teacher_blocks[0].feed_forward.intermediate.out_features
     memory = student.get_memory_footprint() + 8 * MOMENT_COPIES * max(units, width) ** 2
     memory += longest_batch * (12 * teacher_units + 24 * max(units, width))
-    disk = 4 * tokens * ((1 + ceil(teacher_depth / depth)) * width + 3 * student_width)
-    return FitCost(student.num_parameters(), seconds / EFFICIENCY, memory, disk)
+    return FitCost(student.num_parameters(), seconds / EFFICIENCY, memory, 4 * tokens * (width + 3 * student_width))
 
 
 @torch.no_grad()
@@ -105,9 +102,9 @@ def _weights(blocks: list[Block]) -> int:
     return sum(linear.weight.numel() for linear in linears)
 
 
-def _regression(inputs: int, outputs: int) -> float:
-    """Operations of a ridge regression: Cholesky decompositions, their solutions, and the errors of these."""
-    return SOLUTIONS * (inputs**3 / 3 + 4 * inputs**2 * min(outputs, COMBINATIONS)) + 4 * inputs**2 * outputs
+def _solution(inputs: int, outputs: int) -> float:
+    """Operations of a Cholesky decomposition, of its solution, and of the error of the solution."""
+    return inputs**3 / 3 + 4 * inputs**2 * outputs
 
 
 @cache

@@ -34,7 +34,7 @@ def embed(model: PreTrainedModel, batch: CalibrationBatch) -> Tensor:
 
 
 def embedded_states(
-    teacher: PreTrainedModel, batches: list[CalibrationBatch], student_width: int, group_size: int
+    teacher: PreTrainedModel, batches: list[CalibrationBatch], student_width: int
 ) -> CalibrationStates:
     """What enters the teacher's first layer, and room for the states of a student.
 
@@ -42,9 +42,8 @@ def embedded_states(
         teacher: The teacher, in eval mode.
         batches: The calibration data.
         student_width: D'.
-        group_size: The largest number of teacher layers that become one layer of the student.
     """
-    states = CalibrationStates.allocate(batches, teacher.config.hidden_size, student_width, group_size)
+    states = CalibrationStates.allocate(batches, teacher.config.hidden_size, student_width)
     for i, batch in enumerate(batches):
         states.teacher[i] = embed(teacher, batch)
     return states

@@ -10,7 +10,7 @@ from ..models.architectures import architecture_of
 from .calibration import CalibrationBatch
 from .cost import fit_cost
 from .fit_embeddings import embedded_states, fit_embeddings
-from .fit_encoder import fit_encoder, layer_groups
+from .fit_encoder import fit_encoder
 from .fit_heads import fit_heads
 from .states import CalibrationStates, padded
 from .survey import SurveySize, survey, survey_batches
@@ -37,8 +37,7 @@ def fit_model(
     logger.info("Fitting a student: %s.", cost)
     architecture = architecture_of(teacher.config)
     blocks, teacher_blocks = architecture_of(student.config).blocks(student), architecture.blocks(teacher)
-    group_size = max(map(len, layer_groups(teacher_blocks, layers)))
-    states = embedded_states(teacher, batches, student.config.hidden_size, group_size)
+    states = embedded_states(teacher, batches, student.config.hidden_size)
     bias = architecture.relative_bias(teacher)
     num_heads = None if bias is None else blocks[0].attention.num_heads
     size = SurveySize(student.config.hidden_size, num_heads, layers)
