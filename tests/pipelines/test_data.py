@@ -256,7 +256,7 @@ def test_choices(tmp_path):
         ("text", {}, "no column ['text', 'label'], only ['review', 'stars']"),
         ("tokens", {"text": ["review"], "label": "stars"}, "each row needs a list of strings"),
         ("qa", {"text": ["review"], "label": "stars"}, "name two columns"),
-        ("qa", {"text": ["review", "review"], "label": "stars"}, "answer_start"),
+        ("qa", {"text": ["review", "review"], "label": "stars"}, "['review'] is named twice"),
         ("choice", {"text": ["review"], "label": "stars"}, "no column ['choices']"),
         ("choice", {}, "no column ['context', 'label']"),
         ("words", {}, "give one of text, tokens, qa, choice"),
@@ -267,3 +267,8 @@ def test_columns_and_kinds_that_do_not_fit(tmp_path, kind, options, says):
     with pytest.raises(ValueError, match=r".") as caught:
         load_task(write(FRAME, tmp_path / "r.csv"), kind, **options)
     assert says in str(caught.value)
+
+
+def test_answers_without_a_start_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'stars' is .*: give the text and the answer_start"):
+        load_task(write(FRAME.assign(title="film"), tmp_path / "r.csv"), "qa", text=["title", "review"], label="stars")
