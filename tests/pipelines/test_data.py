@@ -270,5 +270,5 @@ def test_columns_and_kinds_that_do_not_fit(tmp_path, kind, options, says):
 
 
 def test_answers_without_a_start_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'stars' is .*: give the text and the answer_start"):
+    with pytest.raises(ValueError, match=r"'stars' is .*: give the text and the answer_start"):
         load_task(write(FRAME.assign(title="film"), tmp_path / "r.csv"), "qa", text=["title", "review"], label="stars")
