@@ -34,7 +34,7 @@ def data_flags() -> argparse.ArgumentParser:
     splits = "split, or file, that scores and selects the model (default: validation, or a tenth of the training rows)"
     add("--validation", metavar="SPLIT", help=splits)
     add("--subset", help="configuration of a data set of the Hub")
-    add("--max_length", type=int, help="tokens that a row is truncated to (default: 64 for each column of text)")
+    add("--max_length", type=int, help="tokens that a row is truncated to (default: 256 for classification)")
     add("--rows", type=int, help="number of training rows, drawn with seed 0 (default: all)")
     scores = "score that selects the model, or several for their mean: accuracy, f1, macro_f1, matthews_correlation, "
     add("--metric", nargs="+", metavar="NAME", help=scores + "micro_f1, pearson, spearman, exact_match")

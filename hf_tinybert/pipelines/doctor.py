@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from ..training.checks import check_attention_heads
 from .dry_run import DRY_RUN, dry_run, memory_needed, time_needed
 from .phase import TRAINING
 from .recipe import Recipe
+from .task_rows import token_sequences
 
 CHECKED_ROWS = 2000
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, LookupError)
@@ -100,7 +100,8 @@ def diagnose(
         if steps is not None:
             checks.run("memory", memory_needed, model, teacher, args, steps)
             counts = len(data.get("train", ())), len(transfer or ())
-            recipe = Recipe.for_rows(*counts, None if isinstance(task, TextClassification) else 0)
+            tokens = sum(map(len, token_sequences(rows))) / len(rows)
+            recipe = Recipe.for_rows(*counts, None if isinstance(task, TextClassification) else 0, tokens)
             checks.run("time", time_needed, recipe, *counts, args, steps)
     return checks.made
 
@@ -155,9 +156,7 @@ def _rows(
     task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel
 ) -> tuple[datasets.Dataset, str]:
     rows = task.tokenize(rows.select(range(min(CHECKED_ROWS, len(rows)))), tokenizer)
-    sequences = rows["input_ids"]
-    if isinstance(sequences[0][0], list):  # multiple choice: a sequence for each choice
-        sequences = list(chain.from_iterable(sequences))
+    sequences = token_sequences(rows)
     lengths, highest = [len(ids) for ids in sequences], max(map(max, sequences))
     if highest >= teacher.config.vocab_size:
         raise ValueError(
@@ -201,18 +200,13 @@ def _sizes(model: PreTrainedModel) -> str:
     return f"{type(model).__name__}, {layers}, {model.num_parameters() / 1e6:.1f} M parameters"
 
 
-def _lengths(rows: datasets.Dataset) -> list[int]:
-    sequences = rows["input_ids"][:]
-    return [len(ids) for ids in (chain.from_iterable(sequences) if isinstance(sequences[0][0], list) else sequences)]
-
-
 def _initialisation(student: PreTrainedModel, teacher: PreTrainedModel, rows: datasets.Dataset) -> tuple[FitCost, str]:
-    cost = fit_cost(student, teacher, _lengths(rows))
+    cost = fit_cost(student, teacher, [len(ids) for ids in token_sequences(rows)])
     return cost, f"{cost}, on {len(rows):,} calibration rows"
 
 
 def _latency(student: PreTrainedModel, rows: datasets.Dataset) -> tuple[float, str]:
-    length = int(np.median(_lengths(rows)))
+    length = int(np.median([len(ids) for ids in token_sequences(rows)]))
     seconds = seconds_per_row(student, length)
     return seconds, f"about {1000 * seconds:.3g} ms for a row of {length} tokens at batch size 1 in PyTorch"
 

@@ -11,6 +11,7 @@ DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase
 LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
 TEACHER_READS = 6_000  # rows that a teacher reads in fine-tuning, over all epochs
 MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 10, 3
+SHORT_TOKENS = 40  # a longer row counts as several
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,26 @@ class Recipe:
     teacher_epochs: int
 
     @classmethod
-    def for_rows(cls, labelled: int, transfer: int, copies: int | None = None) -> "Recipe":
+    def for_rows(
+        cls, labelled: int, transfer: int, copies: int | None = None, tokens: float = SHORT_TOKENS
+    ) -> "Recipe":
         """The recipe for so many rows.
 
         A row has up to 10 variants, fewer if that would be more than 100,000 rows. The prediction phase reads about
         200,000 rows, in 1 to 10 epochs. The labels phase reads about 16,000, in 3 to 10 epochs, and
-        the fine-tuning of a teacher about 6,000, in as many.
+        the fine-tuning of a teacher about 6,000, in as many. If rows have more than 40 tokens on average, all these
+        numbers are smaller in proportion, so that the time of a run does not grow with the length of its rows.
 
         Args:
             labelled: The number of rows with labels.
             transfer: The number of rows without.
             copies: The number of variants of a row; default None chooses it.
+            tokens: The mean number of tokens of a row.
         """
-        rows = max(1, labelled + transfer)
+        weight = max(1.0, tokens / SHORT_TOKENS)
+        labelled, rows = labelled * weight, max(1, labelled + transfer) * weight
         if copies is None:
-            copies = max(0, min(MOST_COPIES, DISTILLED_ROWS // rows - 1))
+            copies = max(0, min(MOST_COPIES, int(DISTILLED_ROWS // rows) - 1))
         return cls(
             copies,
             max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),
@@ -57,6 +63,6 @@ class Recipe:
         return RandomWords(self.copies, seed=seed) if self.copies else None
 
 
-def _label_epochs(reads: int, labelled: int) -> int:
+def _label_epochs(reads: int, labelled: float) -> int:
     """The epochs in which so many rows with labels are read, 3 to 10; 0 without any."""
     return max(FEWEST_LABEL_EPOCHS, min(MOST_EPOCHS, math.ceil(reads / labelled))) if labelled else 0

@@ -1,10 +1,12 @@
 """Distillation for a task: a fine-tuned teacher, an initialised student, and the phases that train it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from transformers.utils import logging
 
 from ..models.loading import load_config, load_tokenizer
@@ -16,12 +18,13 @@ from .phase import model_names
 from .recipe import Recipe
 from .runs import claim, read_results, write_results
 from .task_phases import PhaseArguments, TaskPhases
-from .task_rows import TaskRows
+from .task_rows import TaskRows, token_sequences
 from .task_run import TaskRun
 from .transfer_files import on_disk
 
 logger = logging.get_logger(__name__)
 COMPARISONS = ("labels",)
+MOST_TRUNCATED = 0.02  # the share of the rows that is truncated without a warning
 Transfer = datasets.Dataset | datasets.IterableDataset
 
 
@@ -105,7 +108,8 @@ def task_distillation(
     if task.validation[0] not in data:
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
-    recipe = _recipe(task, data, unlabelled, augmentation, bool(teachers))
+    rows = TaskRows(task, data, load_tokenizer(teachers[0] if teachers else student), unlabelled)
+    recipe = _recipe(rows, augmentation, bool(teachers))
     if augmentation == "auto":
         augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
@@ -126,8 +130,7 @@ def task_distillation(
     if (results := read_results(output_dir)) is not None:
         return results
 
-    tokenizer = load_tokenizer(teachers[0] if teachers else student)
-    rows = TaskRows(task, data, tokenizer, unlabelled, augmentation, augmented)
+    rows = replace(rows, augmentation=augmentation, augmented=augmented)
     results = TaskRun(rows, phases).results(teachers, student, init, calibration_rows)
     write_results(output_dir, results)
     return results
@@ -188,19 +191,29 @@ def _transfer_data(
     return prepared
 
 
-def _recipe(
-    task: Task,
-    data: datasets.DatasetDict,
-    transfer: TransferData | None,
-    augmentation: Augmentation | str | None,
-    has_teacher: bool,
-) -> Recipe:
+def _recipe(rows: TaskRows, augmentation: Augmentation | str | None, has_teacher: bool) -> Recipe:
     """The recipe for these rows and this augmentation."""
+    transfer = rows.transfer
     copies = augmentation.copies if isinstance(augmentation, Augmentation) else 0
     # a teacher has to label variants
-    if augmentation == "auto" and isinstance(task, TextClassification) and has_teacher:
+    if augmentation == "auto" and isinstance(rows.task, TextClassification) and has_teacher:
         copies = 0 if transfer and transfer.has_logits else None
-    return Recipe.for_rows(len(data.get("train", ())), len(transfer.rows) if transfer else 0, copies)
+    labelled, unlabelled = len(rows.data.get("train", ())), len(transfer.rows) if transfer else 0
+    sample = rows.sample()
+    lengths = [len(ids) for ids in token_sequences(sample)]
+    _warn_of_truncation(rows.task, lengths)
+    return Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
+
+
+def _warn_of_truncation(task: Task, lengths: Sequence[int]) -> None:
+    if not isinstance(task, TextClassification):
+        return
+    truncated = np.mean([length >= task.max_length for length in lengths])
+    if truncated > MOST_TRUNCATED:
+        logger.warning(
+            f"{truncated:.0%} of the rows are cut at {task.max_length} tokens: a higher max_length reads more of "
+            "them, and takes more time."
+        )
 
 
 def _ends(rows: datasets.Dataset) -> list[Any]:

@@ -1,8 +1,10 @@
 """The rows that the phases of a task distillation read: labelled rows, transfer rows and their variants."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import datasets
 import numpy as np
@@ -20,6 +22,7 @@ from .phase import Phase
 from .runs import TrainingData
 
 logger = logging.get_logger(__name__)
+SAMPLED_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class TaskRows:
         """The rows without variants, or those of another model if there are no others."""
         plain = self.plain()
         return self.transfer.rows if plain is None else plain
+
+    def sample(self) -> datasets.Dataset:
+        """Up to 1,000 of `texts` after `Task.tokenize`, evenly spaced."""
+        texts = self.texts
+        return self.tokens(texts.select(range(0, len(texts), math.ceil(len(texts) / SAMPLED_ROWS))))
 
     def reads_soft_labels(self, phase: Phase) -> bool:
         """Whether a phase trains on rows that another model has labelled: if its losses read logits alone."""
@@ -134,6 +142,12 @@ class TaskRows:
         training = rows.select(sorted({*range(len(rows))} - {*chosen.tolist()}))
         data = datasets.DatasetDict({**self.data, self.task.validation[0]: self.task.with_answers(held_out)})
         return replace(self, data=data, transfer=replace(self.transfer, rows=training))
+
+
+def token_sequences(tokens: datasets.Dataset) -> list[list[int]]:
+    """The token ids of each sequence; a row of multiple choice has several."""
+    sequences = tokens["input_ids"][:]
+    return list(chain.from_iterable(sequences)) if isinstance(sequences[0][0], list) else sequences
 
 
 def _joined(parts: Sequence[datasets.Dataset]) -> datasets.Dataset:

@@ -15,6 +15,7 @@ from .labels import align_labels, as_class_label_lists
 from .metrics import F1, METRICS, Accuracy, MatthewsCorrelation, MicroF1, Pearson, Spearman, metric_scores
 
 FLOATS = ("float16", "float32", "float64")
+MAX_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TextClassification(Task):
         text: The one or two columns of text.
         labels: The class names in the order of the label ids; () for regression.
         metrics: `evaluate.Metric` classes. The model is selected by the mean of those named in `selected_by`.
-        max_length: Tokens of a row, at most; default the paper's: 64 for a sentence, 128 for a pair.
+        max_length: Tokens of a row, at most; default 256, for GLUE's tasks the paper's: 64 for a sentence, 128 for a
+            pair.
         multi_label: Whether a row may have any number of the labels; its `label` is then a list of ids.
     """
 
@@ -36,7 +38,7 @@ class TextClassification(Task):
 
     def __post_init__(self):
         if self.max_length is None:
-            object.__setattr__(self, "max_length", 64 * len(self.text))
+            object.__setattr__(self, "max_length", MAX_LENGTH)
 
     @classmethod
     def from_dataset(
@@ -59,7 +61,7 @@ class TextClassification(Task):
             text: The one or two columns of text.
             label: The column of labels.
             validation: The name of the validation split.
-            max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
+            max_length: Tokens of a row, at most; default 256.
             labels: The class names in the order of their ids, such as those of a trained teacher (`head_labels`), to
                 which the labels of the rows are matched (`align_labels`); default those of the rows.
 
@@ -169,7 +171,7 @@ class TextClassification(Task):
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
 GLUE = {
-    task.name: replace(task, source="nyu-mll/glue", config=task.name)
+    task.name: replace(task, source="nyu-mll/glue", config=task.name, max_length=64 * len(task.text))
     for task in (
         TextClassification(
             "cola",

@@ -46,7 +46,7 @@ class UnlabelledText(TextClassification):
         Args:
             name_or_path: The Hub id or folder of the model.
             text: The one or two columns of text.
-            max_length: Tokens of a row, at most; default 64 for a sentence, 128 for a pair.
+            max_length: Tokens of a row, at most; default 256.
             name: The name of the task.
 
         Raises:

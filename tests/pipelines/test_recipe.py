@@ -31,3 +31,11 @@ def test_epochs_follow_from_the_variants_that_there_are():
     assert recipe == Recipe(copies=0, prediction_epochs=8, labels_epochs=3, teacher_epochs=3)
     assert recipe.augmentation(0) is None
     assert Recipe.for_rows(24_000, 0, copies=3) == replace(recipe, copies=3, prediction_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "copies", "prediction", "labels", "teacher"), [(40, 10, 9, 8, 3), (256, 6, 2, 3, 3)]
+)
+def test_long_rows_count_for_several(tokens, copies, prediction, labels, teacher):
+    assert Recipe.for_rows(2_000, 0, tokens=10) == Recipe.for_rows(2_000, 0)
+    assert Recipe.for_rows(2_000, 0, tokens=tokens) == Recipe(copies, prediction, labels, teacher)

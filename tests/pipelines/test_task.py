@@ -1,6 +1,7 @@
 """Task distillation at toy size: what a run leaves behind, and that a killed one ends as if nothing had happened."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import datasets
@@ -268,3 +269,14 @@ def test_a_killed_run_ends_with_the_same_student(base, tmp_path, whole, kill, mo
         assert_same_weights(load(tmp_path / "out" / name), load(expected_folder / name))
         lineages = [AutoConfig.from_pretrained(run / name).distillation for run in (tmp_path / "out", expected_folder)]
         assert lineages[0] == lineages[1]
+
+
+@pytest.mark.parametrize(("max_length", "share"), [(6, None), (4, "100%")])
+def test_rows_that_are_cut_are_reported_before_any_training(base, tmp_path, caplog, max_length, share):  # noqa: F811
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.json").write_text("{}")  # of another run: nothing is trained
+    task = replace(GLUE["sst2"], max_length=max_length)
+    with pytest.raises(ValueError, match="holds a run with other"):
+        task_distillation(task, sentences(tmp_path), base, tmp_path / "out", student=SIZE)
+    warning = f"{share} of the rows are cut at {max_length} tokens"
+    assert (warning in caplog.text) == (share is not None)
