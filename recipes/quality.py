@@ -132,14 +132,20 @@ class Runs:
         (options.results / f"{folder.name}.json").write_text(json.dumps(record, indent=1))
         return scores["student"]
 
-    def best_labels(self) -> dict:
-        """The settings of the labels alone whose student scores best on the first seed."""
+    def labels(self) -> None:
+        """The labels alone: every setting on the first seed, and the one whose student scores best there on all."""
+        first, *others = options.seeds
         suffixes = [f"_{s['num_train_epochs']}x{s['learning_rate']:g}" for s in LABEL_SETTINGS]
         scores = [
-            self.score("labels", options.seeds[0], setting, suffix)
+            self.score("labels", first, setting, suffix)
             for setting, suffix in zip(LABEL_SETTINGS, suffixes, strict=True)
         ]
-        return LABEL_SETTINGS[scores.index(max(scores))]
+        best = scores.index(max(scores))
+        record = json.loads((options.results / f"{options.name}_labels{suffixes[best]}_s{first}.json").read_text())
+        text = json.dumps(record | {"method": "labels"}, indent=1)
+        (options.results / f"{options.name}_labels_s{first}.json").write_text(text)
+        for seed in others:
+            self.score("labels", seed, LABEL_SETTINGS[best])
 
 
 if options.verb == "table":
@@ -147,6 +153,8 @@ if options.verb == "table":
 else:
     runs = Runs()
     for method in options.methods:
-        settings = runs.best_labels() if method == "labels" else options.labels
-        for seed in options.seeds:
-            runs.score(method, seed, settings)
+        if method == "labels":
+            runs.labels()
+        else:
+            for seed in options.seeds:
+                runs.score(method, seed, options.labels)
