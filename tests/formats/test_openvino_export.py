@@ -55,6 +55,18 @@ def test_int8_passes_the_gate(served, tmp_path, capsys, scale):
 
 
 @pytest.mark.slow
+def test_weights_of_layers_have_7_bits_beside_activations_in_8(served, tmp_path):
+    """So that sums do not saturate on CPUs without VNNI."""
+    folder = with_outlier(served, tmp_path / "out", 1)
+    nodes = openvino.Core().read_model(quantize_openvino(folder, real_rows(), 0)).get_ops()
+    constants = [node for node in nodes if node.get_type_name() == "Constant"]
+    weights = [node.data.astype(int) for node in constants if node.get_element_type() == openvino.Type.i8]
+    largest = [np.abs(values).max() for values in weights]
+    assert len(largest) == 2 * 6 + 2 + 3  # layers, and embedding tables
+    assert sum(value <= 64 for value in largest) == 2 * 6 + 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spans", "choices", "masked tokens", "embeddings"])
 def test_other_kinds_of_heads(tmp_path, name):
     model_class, changes = (KINDS[name].model_class, KINDS[name].config) if name in KINDS else (BertModel, {})
