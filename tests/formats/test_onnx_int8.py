@@ -161,10 +161,12 @@ def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, tmp_p
         quantize_onnx(folder, min_agreement=0.9)
         assert "256 rows of random tokens: pass 256 rows of the task or more as calibration_dataset" in caplog.text
         caplog.clear()
-        quantize_onnx(folder, real_rows(50), 0.9)
+        few = quantize_onnx(folder, real_rows(50), 0.9)
         assert "50 rows of calibration_dataset: pass 256" in caplog.text
         caplog.clear()
         result = quantize_onnx(folder, real_rows(), 0.9)
+    assert [attempt.choice.embeddings for attempt in few.attempts] == [8]
+    assert [attempt.choice.embeddings for attempt in result.attempts] == [8, 4]
     agreement, table = (record.getMessage() for record in caplog.records if record.name.startswith("hf_tinybert"))
     assert re.search(r"agrees with float32 by (1\.0|0\.9)", agreement)
     assert result.to_markdown() in table
