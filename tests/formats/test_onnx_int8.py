@@ -19,6 +19,7 @@ from hf_tinybert.formats.layout import ONNX
 from hf_tinybert.formats.onnx_export import export_onnx, load_onnx
 from hf_tinybert.formats.onnx_graphs import gate_of_folder, load_graph
 from hf_tinybert.formats.onnx_int8 import Int8Choice, layer_errors, quantize, quantize_onnx
+from hf_tinybert.formats.onnx_tables import quantize_tables
 
 LAYER = "bert.encoder.layer.1.output.dense"
 
@@ -153,6 +154,30 @@ def test_tables_are_rounded_row_by_row(served, tmp_path, bits):
     values = load_onnx(tmp_path / "tables.onnx")(inputs)
     np.testing.assert_allclose(values, load_onnx(rounded / ONNX)(inputs), atol=1e-5)
     assert np.abs(values - load_onnx(folder / ONNX)(inputs)).max() > (1e-4 if bits < 16 else 1e-6)
+
+
+@pytest.mark.parametrize("width", [20, 32, 72])
+def test_tables_of_4_bits_run_without_operators_of_one_runtime(width):
+    """Rows that do not fill their last block, looked up by ids of any rank."""
+    table = np.random.default_rng(0).normal(size=(9, width)).astype(np.float32)
+    expected = np.zeros_like(table)
+    for start in range(0, width, 32):
+        for row, values in zip(expected[:, start : start + 32], table[:, start : start + 32], strict=True):
+            step = values[np.abs(values).argmax()] / -8
+            row[:] = np.clip(np.round(values / step), -8, 7) * step
+    for ids in (np.arange(9), np.arange(18).reshape(2, 1, 9) % 9):
+        inputs = [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ids.shape)]
+        outputs = [onnx.helper.make_empty_tensor_value_info("rows")]
+        nodes = [onnx.helper.make_node("Gather", ["table", "ids"], ["rows"], "look_up")]
+        tables = [onnx.numpy_helper.from_array(table, "table")]
+        graph = onnx.helper.make_graph(nodes, "graph", inputs, outputs, tables)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+        model.ir_version = 10
+        quantize_tables(model, 4)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert max(np.prod(tensor.dims) for tensor in model.graph.initializer) == 9 * 16 * -(-width // 32)
+        (values,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"ids": ids})
+        np.testing.assert_allclose(values, expected[ids], atol=1e-6)
 
 
 def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, tmp_path, caplog):
