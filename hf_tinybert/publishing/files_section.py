@@ -132,7 +132,10 @@ def _snippets(written: dict[str, str], task: str, name: str, on_hub: bool) -> li
             parts.append(f"With {runtime}:\n\n```python\n{folder}\n\n{lines}\n```")
     if "onnx" in written and task in JAVASCRIPT_TASKS:
         dtype = "q8" if "int8" in written else "fp32"
-        for where, package in (("Node", "@huggingface/transformers"), ("a browser", "./transformers.min.js")):
+        packages = {"Node": "@huggingface/transformers"}
+        if on_hub:  # a browser reads no folder of this machine
+            packages["a browser"] = "./transformers.min.js"
+        for where, package in packages.items():
             lines = JAVASCRIPT.format(package=package, task=task, name=name, dtype=dtype, arguments=arguments)
             parts.append(f"In {where}, with transformers.js:\n\n```js\n{lines}\n```")
     return parts

@@ -205,6 +205,7 @@ def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, r
     local = AutoModelForSequenceClassification.from_pretrained(student)
     assert all(map(torch.equal, model.bert.state_dict().values(), local.bert.state_dict().values()))
     card = ModelCard(files["README.md"].decode())
+    assert "In a browser, with transformers.js:" in card.text
     (code,) = re.findall(r"With ONNX Runtime:\n\n```python\n(.*?)```", card.text, re.DOTALL)
     names: dict = {}
     exec(code, names)
@@ -217,6 +218,7 @@ def test_the_lines_of_the_card_run(student, tmp_path, capfd):
     folder = tmp_path / "shipped"
     ship_student(student, folder, min_agreement=0.5)
     card = ModelCard.load(folder / "README.md").text
+    assert "In a browser" not in card
     python = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(python) == 1 + bool(find_spec("openvino"))
     for code in python:
