@@ -94,7 +94,8 @@ def ship(options: Options) -> Outcome:
             write_demo(options.demo, folder, name, samples, report, options.transformers_js)
         address = str(push_folder(folder, hub_id, private=options.private)) if hub_id else str(folder)
     table = [[*HEADER[:-1]], *(file.cells[:-1] for file in shipment.files)]
-    notes = [f"{file.format} was not written: {file.note}" for file in shipment.files if file.note]
+    notes = [f"Agreement and score are those on {shipment.rows:,} held-out rows."] if shipment.rows else []
+    notes += [f"{file.format} was not written: {file.note}" for file in shipment.files if file.note]
     if options.demo:
         notes.append(f"Page: {options.demo} (python -m http.server --directory {options.demo})")
     if calibration := shipment.calibration:

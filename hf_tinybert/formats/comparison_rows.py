@@ -35,6 +35,11 @@ class ComparisonRows:
     count: int
     real: bool
 
+    @property
+    def few(self) -> bool:
+        """Whether they say little about real data."""
+        return not self.real or self.count < ROWS
+
     def __str__(self) -> str:
         return f"{self.count} rows of {'calibration_dataset' if self.real else 'random tokens'}"
 
@@ -84,7 +89,7 @@ def comparison_rows(
 
 def warn_of_few_rows(rows: ComparisonRows, name: str) -> None:
     """Log a warning if rows say little about real data; `name` is the file that is compared on them."""
-    if not rows.real or rows.count < ROWS:
+    if rows.few:
         logger.warning(
             f"{name} is compared with the model on {rows}: pass {ROWS} rows of the task or more as "
             "calibration_dataset, to know what it changes on real data."

@@ -16,9 +16,8 @@ BLOCK = 32  # values of a row that share a scale in 4 bits
 def quantize_tables(graph: "onnx.ModelProto", bits: int) -> None:
     """Quantise every float32 table that the graph looks rows up in, in place.
 
-    8 bits have one scale a row and use standard operators: Gather, Cast and Mul. 4 bits have one scale for each 32
-    values of a row, and use GatherBlockQuantized of ONNX Runtime 1.20 or later. 16 bits are float16 and use Gather and
-    Cast.
+    8 bits have one scale a row, 4 bits have one for each 32 values of a row, and 16 bits are float16. All use standard
+    operators alone: onnxruntime-web's default build has no GatherBlockQuantized.
 
     Args:
         graph: The graph. Tables that other operators use as well keep their float32 values for those.
@@ -49,8 +48,6 @@ def quantize_tables(graph: "onnx.ModelProto", bits: int) -> None:
         getattr(graph.graph, field).extend(content)
     for tensors in added.values():
         graph.graph.initializer.extend(tensors)
-    if bits == 4 and added and not any(opset.domain == "com.microsoft" for opset in graph.opset_import):
-        graph.opset_import.add(domain="com.microsoft", version=1)
 
 
 def _rows_of_16_bits(name: str, table: np.ndarray) -> list["onnx.TensorProto"]:
@@ -91,37 +88,45 @@ def _look_up_8_bits(node: "onnx.NodeProto") -> list["onnx.NodeProto"]:
 
 
 def _blocks_of_4_bits(name: str, table: np.ndarray) -> list["onnx.TensorProto"]:
-    """The value of largest magnitude in a block becomes −8."""
-    from onnx import TensorProto, helper, numpy_helper
+    """The value of largest magnitude in a block becomes 0, those of 0 become 8. Byte j holds values j and j + 16."""
+    from onnx import numpy_helper
 
     rows, width = table.shape
-    blocks = -(-width // BLOCK)
-    padded = np.zeros((rows, blocks * BLOCK), np.float32)
-    padded[:, :width] = table
-    padded = padded.reshape(rows, blocks, BLOCK)
+    padded = np.pad(table, ((0, 0), (0, -width % BLOCK))).reshape(rows, -1, BLOCK)
     largest = np.take_along_axis(padded, np.abs(padded).argmax(2, keepdims=True), 2)
     scales = largest / -8
-    values = np.round(padded / np.where(scales, scales, 1)).clip(-8, 7).astype(np.int8)
-    flat = values.reshape(rows, -1)[:, :width].reshape(-1)
-    flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 0xF
-    packed = flat[::2] | flat[1::2] << 4  # the first of two values lies in the lower bits
-    quantized = helper.make_tensor(f"{name}_4", TensorProto.INT4, table.shape, packed.tobytes(), raw=True)
-    return [quantized, numpy_helper.from_array(scales[..., 0], f"{name}_scales")]
+    values = (np.round(padded / np.where(scales, scales, 1)).clip(-8, 7) + 8).astype(np.uint8)
+    packed = values[..., : BLOCK // 2] + 16 * values[..., BLOCK // 2 :]
+    return [
+        numpy_helper.from_array(packed, f"{name}_4"),
+        numpy_helper.from_array(scales, f"{name}_scales"),
+        numpy_helper.from_array(np.array([-1], np.int64), f"{name}_rest"),
+        numpy_helper.from_array(np.array([0], np.int64), f"{name}_start"),
+        numpy_helper.from_array(np.array([width], np.int64), f"{name}_width"),
+        *(numpy_helper.from_array(np.float32(value), f"{name}_{value:g}") for value in (1 / 16, 16, 8)),
+    ]
 
 
 def _look_up_4_bits(node: "onnx.NodeProto") -> list["onnx.NodeProto"]:
-    from onnx import helper
+    """A byte is 16 · high + low; the values are those of low and then those of high, less 8, times the scale."""
+    from onnx import TensorProto, helper
 
-    table, ids = node.input
-    inputs, settings = [f"{table}_4", ids, f"{table}_scales"], {"gather_axis": 0, "quantize_axis": 1}
-    return [
-        helper.make_node(
-            "GatherBlockQuantized",
-            inputs,
-            list(node.output),
-            f"{node.name}_4",
-            domain="com.microsoft",
-            block_size=BLOCK,
-            **settings,
-        )
-    ]
+    (table, ids), (output,) = node.input, node.output
+    nodes = []
+
+    def add(kind: str, inputs: list[str], name: str, **attributes) -> str:
+        result = output if name == "values" else f"{output}_{name}"
+        nodes.append(helper.make_node(kind, inputs, [result], f"{node.name}_{name}", **attributes))
+        return result
+
+    packed = add("Gather", [f"{table}_4", ids], "4")
+    scales = add("Gather", [f"{table}_scales", ids], "scales")
+    byte = add("Cast", [packed], "byte", to=TensorProto.FLOAT)
+    high = add("Floor", [add("Mul", [byte, f"{table}_0.0625"], "shifted")], "high")
+    low = add("Sub", [byte, add("Mul", [high, f"{table}_16"], "above")], "low")
+    steps = add("Sub", [add("Concat", [low, high], "both", axis=-1), f"{table}_8"], "steps")
+    blocks = add("Mul", [steps, scales], "blocks")
+    shape = add("Concat", [add("Shape", [ids], "ids"), f"{table}_rest"], "shape", axis=0)
+    rows = add("Reshape", [blocks, shape], "rows")
+    add("Slice", [rows, f"{table}_start", f"{table}_width", f"{table}_rest"], "values")  # without the padding
+    return nodes

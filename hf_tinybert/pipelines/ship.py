@@ -189,8 +189,7 @@ def ship_student(
     if (task is None) != (rows is None):
         raise ValueError("task and rows belong together: pass both, or none.")
     folder, model, tokenizer = Path(folder), load_teacher(student), load_tokenizer(student)
-    tag = "multiple-choice" if "choices" in prediction_head_of(model).input_axes else pipeline_tag(model)
-    name, on_hub = (hub_id, True) if hub_id else (str(folder), False)
+    tag, name, on_hub = pipeline_tag(model), hub_id or str(folder), hub_id is not None
     card = _card(student, tag, name)
     licences = licences_of(model.config, rows, teacher)
     if isinstance(task, UnlabelledText):
@@ -310,8 +309,7 @@ def _card(student: str | os.PathLike, task: str, name: str) -> ModelCard:
         except (OSError, HfHubHTTPError):  # a repository without one
             pass
     metadata = ModelCardData(library_name="transformers").to_yaml()
-    how_to_use = "" if task == "multiple-choice" else f"\n{usage(task, name)}\n"
-    return ModelCard(f"---\n{metadata}\n---\n\n# {Path(name).name}\n{how_to_use}")
+    return ModelCard(f"---\n{metadata}\n---\n\n# {Path(name).name}\n\n{usage(task, name)}\n")
 
 
 def _file(folder: Path, name: str, path: Path) -> ShippedFile:

@@ -14,6 +14,8 @@ ARGUMENTS = {
     "question-answering": '"Who came?", "Anna came."',
     "multiple-choice": '["A text."] * 2, ["One end.", "Another end."], padding=True',
 }
+# What the model is called with; other tasks take what the tokenizer returns.
+INPUTS = {"multiple-choice": "{name: ids[None] for name, ids in inputs.items()}"}  # one row of two choices
 JAVASCRIPT_TASKS = (
     "text-classification",
     "token-classification",
@@ -84,7 +86,7 @@ def with_files(
     Args:
         card: The card. It does not change.
         files: The files.
-        task: The Hub's pipeline tag, or "multiple-choice".
+        task: The Hub's pipeline tag.
         name: What the student is loaded by: a folder or an id of the Hub.
         on_hub: Whether `name` is an id of the Hub.
         rows: The number of held-out rows that agreement and score were measured on; 0 if they were not.
@@ -109,16 +111,14 @@ def with_files(
     tags = {"onnx": ["onnx", "transformers.js"], "openvino": ["openvino"]}
     more = [tag for format, names in tags.items() if format in written for tag in names]
     described.data.tags = list(dict.fromkeys([*(described.data.tags or ()), *more]))
-    described.data["library_name"] = "transformers"
-    if task != "multiple-choice":
-        described.data["pipeline_tag"] = task
+    described.data["library_name"], described.data["pipeline_tag"] = "transformers", task
     return described
 
 
 def _snippets(written: dict[str, str], task: str, name: str, on_hub: bool) -> list[str]:
     """Lines to run, for each runtime that has a file."""
     arguments = ARGUMENTS.get(task, '"A sentence."')
-    inputs = "{name: value[None] for name, value in inputs.items()}" if task == "multiple-choice" else "dict(inputs)"
+    inputs = INPUTS.get(task, "dict(inputs)")
     folder = f'folder = "{name}"'
     if on_hub:
         folder = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{name}")'
@@ -132,7 +132,10 @@ def _snippets(written: dict[str, str], task: str, name: str, on_hub: bool) -> li
             parts.append(f"With {runtime}:\n\n```python\n{folder}\n\n{lines}\n```")
     if "onnx" in written and task in JAVASCRIPT_TASKS:
         dtype = "q8" if "int8" in written else "fp32"
-        for where, package in (("Node", "@huggingface/transformers"), ("a browser", "./transformers.min.js")):
+        packages = {"Node": "@huggingface/transformers"}
+        if on_hub:  # a browser reads no folder of this machine
+            packages["a browser"] = "./transformers.min.js"
+        for where, package in packages.items():
             lines = JAVASCRIPT.format(package=package, task=task, name=name, dtype=dtype, arguments=arguments)
             parts.append(f"In {where}, with transformers.js:\n\n```js\n{lines}\n```")
     return parts

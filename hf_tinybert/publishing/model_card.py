@@ -17,19 +17,15 @@ from ..evaluation.report import StudentReport
 from ..lineage import DataRecord, Lineage, ModelRecord, Stage, is_hub_id
 from ..models.architectures import architecture_of
 from ..version import __version__
-from .files_section import ARGUMENTS
+from .files_section import ARGUMENTS, INPUTS
 
 TAGS = ["hf_tinybert", "tinybert", "knowledge-distillation"]
 METRIC_TYPES = {name: name for name in METRIC_TAGS} | {"pearson": "pearsonr", "spearman": "spearmanr"}
 UNKNOWN = "–"
-# Tasks of the Hub that transformers 5 has no pipeline for.
-OTHER_TASKS = {
-    "question-answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    "multiple-choice": MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
-}
+# Tasks of the Hub that transformers 5 has no pipeline for: the class that loads a model, and the classes of models.
 WITHOUT_PIPELINE = {
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
+    "question-answering": ("AutoModelForQuestionAnswering", MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+    "multiple-choice": ("AutoModelForMultipleChoice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
 }
 PROCEDURE, CITATION = "## Training procedure", "## Citation"
 BIBTEX = """\
@@ -168,7 +164,8 @@ def _extend_metadata(
 
 def pipeline_tag(model: PreTrainedModel) -> str:
     """The Hub's pipeline tag."""
-    classes = ((task, names.values()) for task, names in (TASK_MAPPING | OTHER_TASKS).items())
+    others = {task: names for task, (_, names) in WITHOUT_PIPELINE.items()}
+    classes = ((task, names.values()) for task, names in (TASK_MAPPING | others).items())
     return next((task for task, names in classes if type(model).__name__ in names), "feature-extraction")
 
 
@@ -217,13 +214,13 @@ def _results(metrics: Mapping[str, float], evaluated_on: DataRecord) -> str:
 def usage(task: str, name: str) -> str:
     """The section "How to use" of a model of this pipeline tag, loaded by `name`."""
     arguments = ARGUMENTS.get(task, '"A sentence."')
-    if (model := WITHOUT_PIPELINE.get(task)) is not None:
-        one_row = "{name: ids[None] for name, ids in inputs.items()}"  # of two choices
+    if task in WITHOUT_PIPELINE:
+        model, _ = WITHOUT_PIPELINE[task]
         code = (
             f"from transformers import {model}, AutoTokenizer\n\n"
             f'tokenizer, student = AutoTokenizer.from_pretrained("{name}"), {model}.from_pretrained("{name}")\n'
             f'inputs = tokenizer({arguments}, return_tensors="pt")\n'
-            f"outputs = student(**{one_row if task == 'multiple-choice' else 'inputs'})"
+            f"outputs = student(**{INPUTS.get(task, 'inputs')})"
         )
     else:
         code = f'from transformers import pipeline\n\nstudent = pipeline("{task}", model="{name}")\n'

@@ -69,6 +69,7 @@ class Publisher:
         commit_message: str | None,
         token: str | None,
         revision: str | None,
+        private: bool | None,
         threshold: Threshold | None,
     ) -> Any:
         """Save the student and push it.
@@ -78,6 +79,7 @@ class Publisher:
             commit_message: The commit message that was passed to it.
             token: The token that was passed to it.
             revision: The branch that was passed to it.
+            private: Whether a repository that is created is private; default `hub_private_repo`.
             threshold: What the student has to reach; None pushes any student.
 
         Returns:
@@ -95,7 +97,11 @@ class Publisher:
         if threshold is not None and (shortfall := threshold.shortfall(trainer.evaluate()[threshold.metric])):
             raise ValueError(f"{shortfall} It is not pushed; it is in {folder}.")
         repo = trainer.hub_model_id or trainer.args.hub_model_id or Path(folder).absolute().name
-        command = shlex.join(["hf-tinybert", "push", str(folder), "--to", repo])
+        revision = revision or trainer.args.hub_revision
+        private = trainer.args.hub_private_repo if private is None else private
+        flags = ["--private"] if private else []
+        flags += ["--revision", revision] if revision else []
+        command = shlex.join(["hf-tinybert", "push", str(folder), "--to", repo, *flags])
         hint = f" The student is in {folder}; push it later with: {command}"
 
         def upload_again() -> Any:  # everything is saved by now, and only the upload is left
@@ -104,7 +110,7 @@ class Publisher:
                 trainer.hub_model_id,
                 commit_message,
                 token or trainer.args.hub_token,
-                revision or trainer.args.hub_revision,
+                revision,
             )
 
         with one_line(f"Could not push to '{repo}'", hint):

@@ -333,7 +333,7 @@ class DistillationTrainer(Trainer):
             RuntimeError: If the push fails, in one line. Both say where the student is.
         """
         push = partial(super().push_to_hub, commit_message, blocking, token, revision, private, **kwargs)
-        return self._publisher.push(push, commit_message, token, revision, self.threshold)
+        return self._publisher.push(push, commit_message, token, revision, private, self.threshold)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._publisher.push_checkpoint(partial(super()._push_from_checkpoint, checkpoint_folder), self.threshold)

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from hf_tinybert.formats import onnx_export
+from hf_tinybert.formats.agreement import MIN_AGREEMENT
 from hf_tinybert.formats.half_weights import save_half
 from hf_tinybert.formats.layout import ONNX, ONNX_FP16, ONNX_INT8
 from hf_tinybert.formats.onnx_export import export_onnx, halve_onnx, load_onnx
@@ -125,10 +126,10 @@ def test_graphs_agree_with_torch_and_padding_changes_nothing(served, tmp_path):
     exact, int8 = load_onnx(served / ONNX), load_onnx(served / ONNX_INT8)
     np.testing.assert_allclose(exact(batch), expected, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([exact(inputs) for inputs in single]), expected, atol=1e-5)
-    inputs = random_inputs(NAMES, 200, 20)
+    inputs = random_inputs(NAMES, 2000, 20)  # none of those of the gate
     expected, quantised = logits(classifier(), inputs), int8(inputs)
     assert 0 < np.abs(quantised - expected).max() < 0.1 * np.abs(expected).max()
-    assert (quantised.argmax(1) == expected.argmax(1)).mean() > 0.95
+    assert (quantised.argmax(1) == expected.argmax(1)).mean() >= MIN_AGREEMENT
 
 
 def test_a_graph_with_other_answers_is_refused_whatever_the_tolerance(served, tmp_path, monkeypatch):

@@ -14,10 +14,12 @@ from exported_students import NAMES, contents, random_inputs, real_rows, with_ou
 from head_kinds import KINDS
 from transformers import BertModel
 
-from hf_tinybert.formats.layout import ONNX, ONNX_INT8
+from hf_tinybert.formats.agreement import MIN_AGREEMENT
+from hf_tinybert.formats.layout import ONNX
 from hf_tinybert.formats.onnx_export import export_onnx, load_onnx
 from hf_tinybert.formats.onnx_graphs import gate_of_folder, load_graph
 from hf_tinybert.formats.onnx_int8 import Int8Choice, layer_errors, quantize, quantize_onnx
+from hf_tinybert.formats.onnx_tables import quantize_tables
 
 LAYER = "bert.encoder.layer.1.output.dense"
 
@@ -26,10 +28,10 @@ LAYER = "bert.encoder.layer.1.output.dense"
 def test_a_model_with_an_outlier_token_passes(served, tmp_path, scale):
     folder = with_outlier(served, tmp_path / "out", scale)
     result = quantize_onnx(folder, real_rows())
-    assert result.chosen.agreement >= 0.98
+    assert result.chosen.agreement >= MIN_AGREEMENT
     serve, int8 = load_onnx(folder / ONNX), load_onnx(result.path)
-    inputs = random_inputs(NAMES, 256, 12)
-    assert (int8(inputs).argmax(1) == serve(inputs).argmax(1)).mean() >= 0.96
+    inputs = random_inputs(NAMES, 2000, 12)  # none of those of the gate
+    assert (int8(inputs).argmax(1) == serve(inputs).argmax(1)).mean() >= MIN_AGREEMENT
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def test_layers_stay_in_float_by_their_measured_error(served, tmp_path):
     errors = layer_errors(graph, gate_of_folder(folder, real_rows(), None))
     assert len(errors) == 2 * 6 + 2
     assert max(errors, key=errors.get) == output.name
-    result = quantize_onnx(folder, real_rows(), 0.97)
+    result = quantize_onnx(folder, real_rows())
     assert [attempt.choice.weights for attempt in result.attempts[:3]] == [7, 8, 8]
     layers = [node for node, _ in result.chosen.choice.float_layers]
     assert layers == sorted(errors, key=errors.get, reverse=True)[: len(layers)]
@@ -154,16 +156,42 @@ def test_tables_are_rounded_row_by_row(served, tmp_path, bits):
     assert np.abs(values - load_onnx(folder / ONNX)(inputs)).max() > (1e-4 if bits < 16 else 1e-6)
 
 
+@pytest.mark.parametrize("width", [20, 32, 72])
+def test_tables_of_4_bits_run_without_operators_of_one_runtime(width):
+    """Rows that do not fill their last block, looked up by ids of any rank."""
+    table = np.random.default_rng(0).normal(size=(9, width)).astype(np.float32)
+    expected = np.zeros_like(table)
+    for start in range(0, width, 32):
+        for row, values in zip(expected[:, start : start + 32], table[:, start : start + 32], strict=True):
+            step = values[np.abs(values).argmax()] / -8
+            row[:] = np.clip(np.round(values / step), -8, 7) * step
+    for ids in (np.arange(9), np.arange(18).reshape(2, 1, 9) % 9):
+        inputs = [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ids.shape)]
+        outputs = [onnx.helper.make_empty_tensor_value_info("rows")]
+        nodes = [onnx.helper.make_node("Gather", ["table", "ids"], ["rows"], "look_up")]
+        tables = [onnx.numpy_helper.from_array(table, "table")]
+        graph = onnx.helper.make_graph(nodes, "graph", inputs, outputs, tables)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+        model.ir_version = 10
+        quantize_tables(model, 4)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert max(np.prod(tensor.dims) for tensor in model.graph.initializer) == 9 * 16 * -(-width // 32)
+        (values,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"ids": ids})
+        np.testing.assert_allclose(values, expected[ids], atol=1e-6)
+
+
 def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, tmp_path, caplog):
     folder = shutil.copytree(served, tmp_path / "out")
     with caplog.at_level("INFO", "hf_tinybert.formats"):
         quantize_onnx(folder, min_agreement=0.9)
         assert "256 rows of random tokens: pass 256 rows of the task or more as calibration_dataset" in caplog.text
         caplog.clear()
-        quantize_onnx(folder, real_rows(50), 0.9)
+        few = quantize_onnx(folder, real_rows(50), 0.9)
         assert "50 rows of calibration_dataset: pass 256" in caplog.text
         caplog.clear()
         result = quantize_onnx(folder, real_rows(), 0.9)
+    assert [attempt.choice.embeddings for attempt in few.attempts] == [8]
+    assert [attempt.choice.embeddings for attempt in result.attempts] == [8, 4]
     agreement, table = (record.getMessage() for record in caplog.records if record.name.startswith("hf_tinybert"))
     assert re.search(r"agrees with float32 by (1\.0|0\.9)", agreement)
     assert result.to_markdown() in table
@@ -180,13 +208,14 @@ def test_a_graph_of_something_else_is_refused(served, tmp_path):
         quantize_onnx(folder)
 
 
-def test_every_large_weight_is_quantised(served):
-    weights = {
-        name: [t for t in onnx.load(served / name).graph.initializer if np.prod(t.dims) >= 512]
-        for name in (ONNX, ONNX_INT8)
-    }
-    assert len(weights[ONNX_INT8]) == len(weights[ONNX]) > 12
-    assert {t.data_type for t in weights[ONNX_INT8]} == {onnx.TensorProto.INT8}
+def test_every_large_weight_is_quantised(served, tmp_path):
+    quantize(load_graph(served), Int8Choice(), tmp_path / "int8.onnx")
+    exact, int8 = (
+        [t for t in onnx.load(path).graph.initializer if np.prod(t.dims) >= 512]
+        for path in (served / ONNX, tmp_path / "int8.onnx")
+    )
+    assert len(int8) == len(exact) > 12
+    assert {t.data_type for t in int8} == {onnx.TensorProto.INT8}
     # One scale for each output channel.
-    scales = [t for t in onnx.load(served / ONNX_INT8).graph.initializer if t.name.endswith("_scale")]
+    scales = [t for t in onnx.load(tmp_path / "int8.onnx").graph.initializer if t.name.endswith("_scale")]
     assert {64, 32} <= {int(np.prod(t.dims)) for t in scales}

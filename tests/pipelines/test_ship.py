@@ -13,7 +13,12 @@ from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard, snapshot_download
 from javascript import pipeline, run_node, transformers_js  # noqa: F401
 from scipy.special import softmax
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+)
 
 from hf_tinybert import TextClassification, UnlabelledText, halve_onnx, load_onnx, load_openvino, ship_student
 from hf_tinybert.cli import main
@@ -200,6 +205,7 @@ def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, r
     local = AutoModelForSequenceClassification.from_pretrained(student)
     assert all(map(torch.equal, model.bert.state_dict().values(), local.bert.state_dict().values()))
     card = ModelCard(files["README.md"].decode())
+    assert "In a browser, with transformers.js:" in card.text
     (code,) = re.findall(r"With ONNX Runtime:\n\n```python\n(.*?)```", card.text, re.DOTALL)
     names: dict = {}
     exec(code, names)
@@ -212,6 +218,7 @@ def test_the_lines_of_the_card_run(student, tmp_path, capfd):
     folder = tmp_path / "shipped"
     ship_student(student, folder, min_agreement=0.5)
     card = ModelCard.load(folder / "README.md").text
+    assert "In a browser" not in card
     python = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(python) == 1 + bool(find_spec("openvino"))
     for code in python:
@@ -223,3 +230,19 @@ def test_the_lines_of_the_card_run(student, tmp_path, capfd):
     lines = node.replace('import { pipeline } from "@huggingface/transformers";', loading)
     script.write_text(f"(async () => {{{lines}}})();")  # NODE_PATH is not read by modules
     assert re.search(r"label: '(bad|good)', score: 0\.\d+", run_node(script))
+
+
+@pytest.mark.slow
+def test_the_lines_of_a_new_card_run_for_multiple_choice(tmp_path):
+    tokenizer = word_tokenizer(tmp_path)
+    build(BertForMultipleChoice, bert_config(1, 16, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ship_student(tmp_path, tmp_path / "shipped", formats=["onnx"])
+    card = ModelCard.load(tmp_path / "shipped/README.md")
+    assert card.data.pipeline_tag == "multiple-choice"
+    scores = []
+    for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        exec(code, names := {})
+        scores.append(np.asarray(names["outputs"][0].detach() if "student" in names else names["outputs"][0]))
+    assert [values.shape for values in scores] == [(1, 2)] * 2  # transformers, ONNX Runtime
+    np.testing.assert_allclose(*scores, atol=1e-5)

@@ -167,12 +167,13 @@ def test_failed_pushes_while_training_are_warnings_and_the_last_one_pushes_every
 def test_a_hub_that_stays_down_costs_only_the_push(
     hub, make_trainer, student, waits, tmp_path, path, attempts, waited, push_to_hub
 ):
-    trainer = make_trainer("my out", push_to_hub=push_to_hub, hub_model_id="user/out")
+    asked = {} if push_to_hub else {"hub_private_repo": True, "hub_revision": "main"}
+    trainer = make_trainer("my out", push_to_hub=push_to_hub, hub_model_id="user/out", **asked)
     hub.fail("POST", path, 500, times=float("inf"))
     folder = tmp_path / "my out"
     with pytest.raises(RuntimeError) as raised:
         trainer.push_to_hub()
-    command = f"hf-tinybert push '{folder}' --to user/out"
+    command = f"hf-tinybert push '{folder}' --to user/out" + " --private --revision main" * bool(asked)
     assert str(raised.value) == (
         f"Could not push to 'user/out': the Hub answered 500, try again later. "
         f"The student is in {folder}; push it later with: {command}"

@@ -41,3 +41,11 @@ def test_methods_seeds_and_table(tmp_path):
     assert head == "| run | teacher | labels | transfer |"
     scores = [json.loads((results / f"toy_transfer_s{seed}.json").read_text())["scores"]["student"] for seed in (0, 1)]
     assert f"| {50 * sum(scores):.1f} ± " in row
+    runs = [f"runs/quality/toy_transfer_s{seed}" for seed in (0, 1)]
+    recipe = ROOT / "recipes/calibration_error.py"
+    printed = launch(recipe, 1, *runs, "--data", ".", "--task", "sst2", folder=tmp_path).splitlines()
+    assert "20 rows of sst2, 2 runs" in printed
+    measured = json.loads((tmp_path / "runs/calibration_error.json").read_text())
+    assert [student["score"] for student in measured["student"]] == scores
+    assert all(values["score"] == values["score after"] for values in measured["student"] + measured["teacher"])
+    assert measured["teacher"][0] == measured["teacher"][1]  # one teacher of both seeds
