@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from shutil import get_terminal_size
 from time import monotonic
 from typing import Any, TextIO
 
@@ -151,6 +152,11 @@ def to_table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_columns() -> int:
+    """How wide the terminal is; 80 if the output goes elsewhere."""
+    return get_terminal_size().columns
 
 
 def to_duration(seconds: float) -> str:
