@@ -91,7 +91,7 @@ def check_answers(rows: datasets.Dataset, column: str, context: str, where: str)
     """
     form = "{'text': [...], 'answer_start': [...]}, with empty lists if there is no answer"
     check_column(rows, column, where, _is_answers, form)
-    for start, table in blocks(rows, [column], every=True):
+    for start, table in blocks(rows, [column, context], every=True):
         answers, lengths = table[column].combine_chunks(), []
         for part in ("text", "answer_start"):
             lists = answers.field(part)
