@@ -18,7 +18,7 @@ CLASSIFIERS = [
     "Operating System :: POSIX :: Linux",
     "Programming Language :: Python :: 3",
     "Programming Language :: Python :: 3 :: Only",
-    *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 14)),
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
 ]
 
@@ -32,7 +32,7 @@ setup(
     license_files=["hf_tinybert/LICENSE"],
     keywords=["knowledge distillation", "model compression", "TinyBERT", "BERT", "transformers", "ONNX"],
     classifiers=CLASSIFIERS,
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
     package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[
