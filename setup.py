@@ -11,6 +11,16 @@ EXPORT = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2026.0", "nncf>=3.0", *EXPORT]
 REPORT = ["matplotlib>=3.10", *EXPORT]
 DOCS = ["griffelib>=2.0"]
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3 :: Only",
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 14)),
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+]
 
 setup(
     name="hf_tinybert",
@@ -20,7 +30,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["hf_tinybert/LICENSE"],
-    python_requires=">=3.10",
+    keywords=["knowledge distillation", "model compression", "TinyBERT", "BERT", "transformers", "ONNX"],
+    classifiers=CLASSIFIERS,
+    python_requires=">=3.11",
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
     package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[

@@ -6,13 +6,20 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 LARGEST_CHANGE = 1e-3
 NOT_NATIVE = "its device does not multiply bfloat16 natively"
 # AVX512-BF16 and AMX-BF16 of x86, and the extension BF16 of Arm
 CPU_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def say_that_it_stays(reason: str) -> None:
+    """Log, once in a process, why a teacher stays as it is loaded."""
+    logger.warning_once(f"The teacher stays as it is loaded: {reason}.")
 
 
 def check_dtype(name: str | None, argument: str) -> None:

@@ -21,8 +21,8 @@ def data_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=TASKS, help="a task whose columns, labels and metrics are known")
-    files = "CSV, TSV, JSON lines, Parquet or Arrow file, a folder of them, or a Hub id; with --task, a folder with "
-    add("--data", help=files + "one folder for each task (default: the Hub's)")
+    files = "CSV, TSV, JSON lines, Parquet, Arrow or CoNLL (.conll) file, a folder of them, or a Hub id; with --task, "
+    add("--data", help=files + "a folder with one folder for each task (default: the Hub's)")
     kinds = "without --task: text is classification or regression, qa has answers as SQuAD does (default: text)"
     add("--kind", choices=KINDS, default="text", help=kinds)
     texts = "columns of text (default: text; tokens; question context; for kind choice: context)"

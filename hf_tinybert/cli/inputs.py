@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import random
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,6 +16,7 @@ from ..pipelines.early_stopping import EarlyStopping
 from ..pipelines.transfer_files import load_transfer
 from ..students import TINYBERT4
 from ..tasks import TASKS, Augmentation, MaskedWords, RandomWords, Task, UnlabelledText, WordVectors
+from ..tasks.transfer import soft_label_names
 from ..training.arguments import DistillationArguments
 
 Options = argparse.Namespace
@@ -28,7 +30,8 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
         labels: The labels of a trained prediction head, to which those of the rows are matched.
 
     Returns:
-        The task and its splits; no splits if there are transfer rows alone, whose task is that of the teacher.
+        The task and its splits; no splits if there are transfer rows alone, whose task is that of the teacher or, if
+            there is none, that of the student or of the names of the soft labels.
     """
     if options.task:
         task = TASKS[options.task]
@@ -45,12 +48,8 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
             options.max_length,
             labels,
         )
-    elif getattr(options, "transfer", None) and options.teacher:
-        text = options.text or TEXTS["text"]
-        task, data = (
-            UnlabelledText.from_teacher(options.teacher[0], text, options.max_length),
-            datasets.DatasetDict(),
-        )
+    elif getattr(options, "transfer", None) and (options.teacher or options.student):
+        task, data = _unlabelled_task(options), datasets.DatasetDict()
     else:
         raise ValueError("There is no data: pass --data, a file, folder or Hub id, or --task, the name of a task.")
     if options.metric:
@@ -58,6 +57,16 @@ def task_and_data(options: Options, labels: tuple[str, ...] | None = None) -> tu
     if options.rows and "train" in data:
         data["train"] = _drawn(data["train"], options.rows)
     return task, data
+
+
+def _unlabelled_task(options: Options) -> UnlabelledText:
+    """The task of transfer rows alone."""
+    text, head = tuple(options.text or TEXTS["text"]), first_teacher(options) or options.student
+    if not options.teacher and UnlabelledText.head_labels(head) is None:
+        labels = soft_label_names(load_transfer(options.transfer, text))
+        if labels is not None:
+            return UnlabelledText("transfer", text, labels, max_length=options.max_length)
+    return UnlabelledText.from_teacher(head, text, options.max_length)
 
 
 def transfer_of(options: Options, task: Task) -> datasets.Dataset | None:
@@ -77,6 +86,13 @@ def head_labels(options: Options, model: str | None) -> tuple[str, ...] | None:
     return None if model is None else KINDS[options.kind].head_labels(model)
 
 
+def held_out_note(options: Options) -> str:
+    """A line of the result that says which rows of a single file were used; "" if it was not divided."""
+    if options.task or options.validation or not (options.data and Path(options.data).is_file()):
+        return ""
+    return f"Rows: those that distill holds out of {options.data} (--validation train: all).\n"
+
+
 def first_teacher(options: Options) -> str | None:
     """The teacher that the student is made from; None if there is none."""
     return options.teacher[0] if options.teacher else None
@@ -86,7 +102,7 @@ def fine_tuned_model(task: Task, name: str) -> PreTrainedModel:
     """A model with a trained prediction head."""
     model, untrained = task.load_model(name)
     if untrained:
-        raise ValueError(f"'{name}' has no trained prediction head for {task.name}: fine-tune it first.")
+        raise ValueError(f"'{name}' has no trained prediction head for the task '{task.name}': fine-tune it first.")
     return model
 
 

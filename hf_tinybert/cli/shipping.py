@@ -22,7 +22,7 @@ from ..tasks import Task, UnlabelledText
 from ..tasks.transfer import TEACHER_PROBABILITIES
 from ..teachers import load_teacher
 from ..teachers.teacher import TEACHER_LOGITS
-from .inputs import Options, head_labels, task_and_data
+from .inputs import Options, head_labels, held_out_note, task_and_data
 from .terminal import Outcome, to_table
 
 HUB = "hf://"
@@ -69,7 +69,8 @@ def ship(options: Options) -> Outcome:
     int8 and fp16, OpenVINO, and a card with lines to run. Each format has to give the student's answers and score on
     the rows of the validation split if there is data, otherwise its answers on random tokens; one that does not is
     left out. Rows without labels are scored by the agreement with the teacher that answers them."""
-    task, rows = _unlabelled(options) or _task_and_rows(options)
+    unlabelled = _unlabelled(options)
+    task, rows = unlabelled or _task_and_rows(options)
     hub_id = options.to.removeprefix(HUB) if options.to.startswith(HUB) else None
     if options.demo:
         _check_demo(options, task)
@@ -103,7 +104,8 @@ def ship(options: Options) -> Outcome:
             f"Calibration error: {calibration.error:.3f}, {calibration.error_after:.3f} with the temperature "
             f"{calibration.temperature:.2f}, which is part of the last layer now."
         )
-    text = "\n".join([to_table(table), "", *notes, f"Student: {address}"])
+    rows_note = "" if unlabelled else held_out_note(options)
+    text = "\n".join([to_table(table), "", *notes, f"{rows_note}Student: {address}"])
     values = {"address": address, "rows": shipment.rows, "calibration": calibration and vars(calibration)}
     values |= {"files": [vars(file) for file in shipment.files]}
     return Outcome(text, values, int(bool(shipment.refused)))

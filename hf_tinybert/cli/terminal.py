@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from textwrap import TextWrapper
 from time import monotonic
 from typing import Any, TextIO
 
 import datasets
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 BETWEEN_LINES = 30  # seconds between the lines of one bar in a log file
@@ -84,11 +87,19 @@ class LogFile:
 
 
 class _Notes(logging.StreamHandler):
-    """Notes as plain lines, on what is stderr at the time."""
+    """Notes as plain lines, on what is stderr at the time: above a bar, and between words in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not sys.stderr.isatty():
+            return text
+        wrapper = TextWrapper(terminal_columns(), break_long_words=False, break_on_hyphens=False)
+        return "\n".join(map(wrapper.fill, text.split("\n")))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
-        super().emit(record)
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
 
 @contextmanager
@@ -151,6 +162,11 @@ def to_table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_columns() -> int:
+    """How wide the terminal is; 80 if the output goes elsewhere."""
+    return get_terminal_size().columns
 
 
 def to_duration(seconds: float) -> str:

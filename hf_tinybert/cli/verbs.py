@@ -28,12 +28,13 @@ from .inputs import (
     fine_tuned_model,
     first_teacher,
     head_labels,
+    held_out_note,
     student_of,
     task_and_data,
     trainer_arguments,
     transfer_of,
 )
-from .terminal import Outcome, to_duration, to_table
+from .terminal import Outcome, terminal_columns, to_duration, to_table
 
 MODELS = {
     "teacher": "teacher",
@@ -114,11 +115,11 @@ def doctor(options: Options) -> Outcome:
             check
             for teacher in options.teacher
             for check in diagnose(task, data, teacher, student, options.init, transfer, **arguments)
-        ]
+        ] or [Check("teacher", False, "There is no teacher: pass --teacher. Soft labels alone need no check of one.")]
     failed = [check for check in checks if not check.passed]
     verdict = f"{len(failed)} of {len(checks)} checks failed." if failed else "This can be distilled."
     values = {"passed": not failed, "checks": [vars(check) for check in checks]}
-    return Outcome(f"{to_check_list(checks)}\n\n{verdict}", values, int(bool(failed)))
+    return Outcome(f"{to_check_list(checks, terminal_columns())}\n\n{verdict}", values, int(bool(failed)))
 
 
 def augment(options: Options) -> Outcome:
@@ -152,7 +153,7 @@ def evaluate(options: Options) -> Outcome:
     rows += [
         [split, f"{len(data[split]):,}", *(f"{values[n]:.4f}" for n in names)] for split, values in scores.items()
     ]
-    return Outcome(f"{to_table(rows)}\n\nModel: {options.model}", scores)
+    return Outcome(f"{to_table(rows)}\n\n{held_out_note(options)}Model: {options.model}", scores)
 
 
 def report(options: Options) -> Outcome:
@@ -171,7 +172,8 @@ def report(options: Options) -> Outcome:
     measured = StudentReport.measure(teacher, student, tokens, tokenizer, scorer, options.batch_size, options.engines)
     measured.save(options.output_dir, similarity=similarity, attention=attention)
     table = to_table(_measurement_rows(measured.measurements))
-    text = f"{table}\n\n{len(rows):,} rows. Report: {options.output_dir / 'report.md'} (with intervals and plots)"
+    report_file = options.output_dir / "report.md"
+    text = f"{table}\n\n{held_out_note(options)}{len(rows):,} rows. Report: {report_file} (with intervals and plots)"
     return Outcome(text, {"output_dir": str(options.output_dir), **json.loads(measured.to_json())})
 
 

@@ -91,8 +91,8 @@ def warn_of_few_rows(rows: ComparisonRows, name: str) -> None:
     """Log a warning if rows say little about real data; `name` is the file that is compared on them."""
     if rows.few:
         logger.warning(
-            f"{name} is compared with the model on {rows}: pass {ROWS} rows of the task or more as "
-            "calibration_dataset, to know what it changes on real data."
+            f"{name} is compared with the model on {rows}: pass {ROWS} rows of the task or more (calibration_dataset, "
+            "or --data), to know what it changes on real data."
         )
 
 

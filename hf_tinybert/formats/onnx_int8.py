@@ -76,7 +76,7 @@ class Int8Graph:
 
     def to_markdown(self) -> str:
         """A table of what was tried."""
-        lines = ["| weights | embeddings | layers in float32 | MB | agreement | |", "|---|---|---|---|---|---|"]
+        lines = ["| weights | embeddings | layers in float32 | MB | agreement | result |", "|---|---|---|---|---|---|"]
         for attempt in self.attempts:
             choice = attempt.choice
             layers = ", ".join(name for _, name in choice.float_layers) or "–"

@@ -77,9 +77,14 @@ def check_label_names(labels: Mapping[int, str], teacher_labels: Mapping[int, st
         logger.warning(f"Only one of {whose} and teacher names its labels: their order is taken on trust ({unnamed}).")
     same = _normalised(labels) == _normalised(teacher_labels)
     if len(labels) != len(teacher_labels) or not (unnamed or same):
+        remedy = (
+            "Make the task with the labels of the teacher: from_dataset(..., labels=head_labels(teacher))"
+            if whose == "task"
+            else f"Give the {whose} the teacher's id2label and label2id, and the data set labels in that order"
+        )
         raise ValueError(
             f"The {whose}'s labels are {labels}, the teacher's {teacher_labels}: their logits cannot be compared by "
-            f"position. Give the {whose} the teacher's id2label and label2id, and the data set labels in that order."
+            f"position. {remedy}."
         )
 
 

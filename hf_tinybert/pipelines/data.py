@@ -10,7 +10,15 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from ..tasks import MultipleChoice, QuestionAnswering, Task, TextClassification, TokenClassification, read_squad
+from ..tasks import (
+    MultipleChoice,
+    QuestionAnswering,
+    Task,
+    TextClassification,
+    TokenClassification,
+    read_conll,
+    read_squad,
+)
 from ..tasks.column_checks import check_column
 
 logger = logging.get_logger(__name__)
@@ -23,7 +31,7 @@ KINDS: dict[str, type[Task]] = {
 }
 TEXTS = {"text": ["text"], "tokens": ["tokens"], "qa": ["question", "context"], "choice": ["context"]}
 LABELS = {"text": "label", "tokens": "ner_tags", "qa": "answers", "choice": "label"}
-FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "ndjson", "parquet", "arrow")
+FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "ndjson", "parquet", "arrow", "conll")
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 50, 2000  # one row in ten
 FEWEST_ROWS = 20
 
@@ -42,8 +50,9 @@ def load_task(
     """The task of a user's data, and its rows in the splits `train` and validation.
 
     Args:
-        source: A file (CSV, TSV, JSON, JSON lines, Parquet, Arrow, also compressed with gzip), a folder of files whose
-            names or folders say `train`, `validation` and so on, a folder of `save_to_disk`, or a Hub id.
+        source: A file (CSV, TSV, JSON, JSON lines, Parquet, Arrow, also compressed with gzip; CoNLL as *.conll), a
+            folder of files whose names or folders say `train`, `validation` and so on, a folder of `save_to_disk`,
+            or a Hub id.
         kind: "text", "tokens", "qa" or "choice".
         text: The columns of text; default "text", "tokens", "question" and "context", or "context".
         label: The column of labels; default "label", for tokens "ner_tags", for qa "answers".
@@ -99,8 +108,8 @@ def read_splits(
 ) -> datasets.DatasetDict:
     """The splits of a file, a folder or a data set of the Hub, as `datasets` recognises them.
 
-    A single file is the split `train`. SQuAD's JSON files are read as `read_squad` does. In CSV files only an empty
-    cell is a missing value, not the words NA, None or null.
+    A single file is the split `train`. SQuAD's JSON files are read as `read_squad` does, files *.conll as `read_conll`
+    does. In CSV files only an empty cell is a missing value, not the words NA, None or null.
 
     Args:
         source: A file, a folder or a Hub id.
@@ -133,13 +142,18 @@ def _read_files(path: Path, validation_file: Path | None) -> datasets.DatasetDic
     for file in files.values():
         if not _format(file):
             raise ValueError(f"'{file}' is of no known format: save it as {', '.join(FORMATS)}.")
-    if all(map(_is_squad, files.values())):
-        return datasets.DatasetDict({split: read_squad(file) for split, file in files.items()})
+    for belongs, read in ((_is_squad, read_squad), (_is_conll, read_conll)):
+        if all(map(belongs, files.values())):
+            return datasets.DatasetDict({split: read(file) for split, file in files.items()})
     return _build(str(path.resolve().parent), data_files={split: str(f.resolve()) for split, f in files.items()})
 
 
 def _format(path: Path) -> str | None:
     return next((suffix for suffix in path.name.lower().split(".")[1:] if suffix in FORMATS), None)
+
+
+def _is_conll(file: Path) -> bool:
+    return file.suffix.lower() == ".conll"
 
 
 def _is_squad(file: Path) -> bool:

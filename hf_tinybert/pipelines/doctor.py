@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 import datasets
@@ -106,10 +107,15 @@ def diagnose(
     return checks.made
 
 
-def to_table(checks: Sequence[Check]) -> str:
-    """The checks as aligned text, one line each."""
+def to_table(checks: Sequence[Check], columns: int | None = None) -> str:
+    """The checks as aligned text: one line each, or as many as it takes if no line may have more than `columns`."""
     width = max(len(check.name) for check in checks)
-    return "\n".join(f"{'ok  ' if c.passed else 'FAIL'}  {c.name:{width}}  {c.finding}" for c in checks)
+    lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name:{width}}  {c.finding}" for c in checks]
+    if columns is not None:
+        indent = " " * (width + 8)  # below the findings
+        wrapper = TextWrapper(columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines = map(wrapper.fill, lines)
+    return "\n".join(lines)
 
 
 class _Checks:

@@ -123,4 +123,5 @@ def time_needed(
             work.append((math.ceil(count / args.train_batch_size) * epochs, f"{count:,} rows × {epochs}"))
     minutes = seconds * sum(number for number, _ in work) / 60
     phases = " + ".join(text for _, text in work)
-    return True, f"{seconds:.2g} s a step; the default recipe, {phases}, takes at most about {minutes:.2g} minutes"
+    time = f"{minutes:.2g} minutes" if minutes < 99 else f"{minutes / 60:.2g} hours"
+    return True, f"{seconds:.2g} s a step; the default recipe, {phases}, takes at most about {time}"

@@ -63,7 +63,7 @@ class TaskRun:
             set_seed(phase.seed)
             model, untrained = task.load_model(name)
             if untrained:
-                logger.info(f"'{name}' has no prediction head for {task.name}: it is fine-tuned first.")
+                logger.info(f"'{name}' has no prediction head for the task '{task.name}': it is fine-tuned first.")
                 Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)
                 folder = phase.folder if number == 1 else phase.folder.with_name(f"{phase.folder.name}_{number}")
                 model, state = train_once(model, replace(phase, folder=folder), self.rows.labelled())

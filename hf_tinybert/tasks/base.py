@@ -292,7 +292,10 @@ def check_label_ids(rows: datasets.Dataset, column: str, labels: tuple[str, ...]
     lists = isinstance(feature, datasets.List)
     names = getattr(feature.feature if lists else feature, "names", None)
     if names and tuple(names) != labels:
-        raise ValueError(f"{where} names its labels {names}, the task {list(labels)}, in this order.")
+        raise ValueError(
+            f"{where} names its labels {names}, the task {list(labels)}, in this order: make the task of these rows "
+            "(from_dataset), with labels= in the order of the task, or of the teacher's head (head_labels)."
+        )
     values = {value for values in rows[column] for value in values} if lists else rows.unique(column)
     if unknown := set(values) - set(range(len(labels))):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Whether the columns of a data set hold what a task reads in every row: checked by column, not row by row."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -76,15 +76,22 @@ def check_column(
                 raise ValueError(f"'{name}' of {where} is of type {table[name].type}: each row needs {kind}.")
 
 
-def check_answers(rows: datasets.Dataset, column: str, where: str) -> None:
-    """Check that a column holds SQuAD's answers in every row: `text` and `answer_start`, two lists of equal length.
+def check_answers(rows: datasets.Dataset, column: str, context: str, where: str) -> None:
+    """Check that a column holds SQuAD's answers in every row: `text` and `answer_start`, two lists of equal length,
+    and that each text is in the context at its start.
+
+    Args:
+        rows: Rows of a split.
+        column: The name of the column of answers.
+        context: The name of the column of contexts.
+        where: What messages call the split.
 
     Raises:
         ValueError: If it does not; the message names the row and the column.
     """
     form = "{'text': [...], 'answer_start': [...]}, with empty lists if there is no answer"
     check_column(rows, column, where, _is_answers, form)
-    for start, table in blocks(rows, [column], every=True):
+    for start, table in blocks(rows, [column, context], every=True):
         answers, lengths = table[column].combine_chunks(), []
         for part in ("text", "answer_start"):
             lists = answers.field(part)
@@ -99,6 +106,19 @@ def check_answers(rows: datasets.Dataset, column: str, where: str) -> None:
             row = wrong[0]
             raise ValueError(
                 f"Row {start + row} of {where}: '{column}' has {lengths[0][row]} texts and {lengths[1][row]} starts."
+            )
+        for row, (answer, text) in enumerate(zip(answers.to_pylist(), table[context].to_pylist(), strict=True), start):
+            _check_starts(answer, text, f"Row {row} of {where}: '{column}'")
+
+
+def _check_starts(answers: Mapping[str, Sequence], context: str, where: str) -> None:
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if context[start : start + len(text)] != text:
+            place = context.find(text)
+            advice = "the context does not have it" if place < 0 else f"it first begins at {place}"
+            raise ValueError(
+                f"{where} has the text {text!r} and answer_start {start}, where the context has "
+                f"{context[start : start + len(text)]!r}: correct answer_start, or remove the row ({advice})."
             )
 
 

@@ -122,7 +122,7 @@ class QuestionAnswering(Task):
         """`Task.check`, which here also raises ValueError for answers of another form."""
         super().check(data)
         for split, rows in data.items():
-            check_answers(rows, "answers", f"{self.name}/{split}")
+            check_answers(rows, "answers", self.text[1], f"{self.name}/{split}")
 
     def tokenize(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
         """The windows of all questions, unpadded.

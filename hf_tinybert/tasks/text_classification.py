@@ -77,6 +77,11 @@ class TextClassification(Task):
         task = cls("task", tuple(text), validation=(validation,), max_length=max_length)
         feature = data["train"].features["label"]
         if isinstance(feature, datasets.Value) and feature.dtype in FLOATS:
+            if labels is not None and len(labels) > 1:
+                raise ValueError(
+                    f"'{label}' holds floating-point numbers, which are scores, but the model's prediction head has "
+                    f"labels {[*labels]}: give the rows names or integers, or pass a model without a prediction head."
+                )
             task = task.as_regression()
         else:
             lists = isinstance(feature, datasets.List | datasets.LargeList)

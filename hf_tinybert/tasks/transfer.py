@@ -90,6 +90,12 @@ class TransferData:
         return f"{len(self.rows):,} transfer rows" + (f" (removed: {reasons})" if reasons else "")
 
 
+def soft_label_names(rows: datasets.Dataset) -> tuple[str, ...] | None:
+    """The labels of rows whose `teacher_probabilities` are mappings from label to probability; None for other rows."""
+    feature = rows.features.get(TEACHER_PROBABILITIES)
+    return tuple(feature) if isinstance(feature, dict) else None
+
+
 def _texts(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
     for batch in rows.select_columns([*columns]).iter(batch_size=10_000):
         yield from zip(*(batch[column] for column in columns), strict=True)

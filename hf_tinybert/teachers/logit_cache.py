@@ -9,7 +9,6 @@ import datasets
 import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..models.forward import forward_columns
 from ..models.prediction_heads import PredictionHead, prediction_head_of
@@ -22,13 +21,12 @@ from ..native_dtypes import (
     mean_over_processes,
     native_to_all,
     reason_against_bfloat16,
+    say_that_it_stays,
     target_dtype,
 )
 from ..sharded_map import sharded_map
 from .ensemble import combine_logits, normalised
 from .teacher import TEACHER_LOGITS, lowered
-
-logger = logging.get_logger(__name__)
 
 Collator = Callable[[list[dict]], dict[str, Any]]
 
@@ -134,7 +132,7 @@ def _decided_dtype(
         reason = reason_against_bfloat16({"the logits": mean_over_processes(lost)})
     if reason is None:
         return AUTO
-    logger.warning_once(f"The teacher stays as it is loaded: {reason}.")
+    say_that_it_stays(reason)
     return None
 
 

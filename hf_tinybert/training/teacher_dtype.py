@@ -5,12 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from ..native_dtypes import AUTO, NOT_NATIVE, native_to_all, reason_against_bfloat16
+from ..native_dtypes import AUTO, NOT_NATIVE, native_to_all, reason_against_bfloat16, say_that_it_stays
 from ..teachers import Ensemble, Teaching
-
-logger = logging.get_logger(__name__)
 
 
 @torch.no_grad()
@@ -50,7 +47,7 @@ def lower_teachers(
         if reason is None:
             return lowered, changes
         teachers.restore()
-    logger.warning_once(f"The teacher stays as it is loaded: {reason}.")
+    say_that_it_stays(reason)
     return teaching, {}
 
 

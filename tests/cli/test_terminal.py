@@ -115,14 +115,21 @@ def test_bars_are_redrawn_in_a_terminal(monkeypatch):
     termios.tcsetwinsize(terminal, (40, 80))
     with os.fdopen(terminal, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
+        patch.setenv("COLUMNS", "80")
         with running(quiet=False):
             noisy()
+            with tqdm(range(2), desc="an open bar", file=sys.stderr):
+                logging.getLogger("hf_tinybert").info("a long note " * 12)
         os.set_blocking(reader, False)
         shown = b"".join(iter(partial(read_if_any, reader), b"")).decode()
     os.close(reader)
     assert shown.count("\r") > shown.count("\n")
     assert "a bar: 100%" in shown
     assert max(map(len, shown.replace("\r", "\n").splitlines())) <= 80
+    lines = [line.rpartition("\r")[2] for line in shown.replace("\r\n", "\n").split("\n")]
+    notes = [line for line in lines if "a long note" in line]
+    assert len(notes) == 2
+    assert not any("bar" in line for line in notes)
 
 
 def test_tables_are_aligned():

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from hf_tinybert.cli import main, shipping, verbs
+from hf_tinybert.cli.inputs import Options, held_out_note
 from hf_tinybert.version import __version__
 
 SIZE = ("--size", 2, 16, 32, 4)
@@ -137,6 +138,29 @@ def test_a_text_file_without_labels(reviews, folder, capsys):
     assert json.loads(capsys.readouterr().out)["passed"]
     assert run("distill", "--transfer", "none.txt", "--teacher", "teacher", "--output_dir", "run") == 1
     assert "no file or folder 'none.txt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("student", "labels"), [("encoder", ("bad", "good")), ("teacher", ("good", "bad"))])
+def test_soft_labels_need_neither_labels_nor_a_teacher(reviews, folder, monkeypatch, capsys, student, labels):
+    """Their names are the labels of a student without a prediction head."""
+    soft = [{"text": text, "teacher_probabilities": {"bad": 0.25, "good": 0.75}} for text, _ in reviews]
+    (folder / "soft.jsonl").write_text("\n".join(map(json.dumps, soft)))
+    seen = []
+    monkeypatch.setattr(verbs, "task_distillation", lambda *args, **options: seen.append((args, options)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("distill", "--transfer", "soft.jsonl", "--student", student, "--output_dir", "run")
+    ((task, data, teachers, _), options) = seen[0]
+    assert (task.labels, dict(data), teachers, options["student"]) == (labels, {}, [], student)
+    assert len(options["transfer"]) == 60
+    assert run("distill", "--transfer", "soft.jsonl", "--output_dir", "run") == 1
+    assert "There is no data: pass --data" in capsys.readouterr().err
+
+
+def test_what_a_file_is_scored_on_is_said(reviews):
+    """Of a single file some rows are held out, of several splits none."""
+    note = "Rows: those that distill holds out of reviews.csv (--validation train: all).\n"
+    for data, validation, said in (("reviews.csv", None, note), ("reviews.csv", "train", ""), ("data", None, "")):
+        assert held_out_note(Options(task=None, data=data, validation=validation)) == said
 
 
 def test_labels_alone_beside_it(reviews, folder, capsys):
@@ -278,6 +302,8 @@ def test_doctor(folder, capsys):
     assert "FAIL  attention heads" in capsys.readouterr().out
     assert run("doctor", *flags[2:], *SIZE, "--data", "data", "--text", "reviews") == 1
     assert "reviews" in capsys.readouterr().out
+    assert run("doctor", *DATA) == 1
+    assert "There is no teacher: pass --teacher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

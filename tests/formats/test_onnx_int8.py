@@ -184,7 +184,10 @@ def test_rows_that_say_little_are_said_and_the_agreement_is_logged(served, tmp_p
     folder = shutil.copytree(served, tmp_path / "out")
     with caplog.at_level("INFO", "hf_tinybert.formats"):
         quantize_onnx(folder, min_agreement=0.9)
-        assert "256 rows of random tokens: pass 256 rows of the task or more as calibration_dataset" in caplog.text
+        assert (
+            "256 rows of random tokens: pass 256 rows of the task or more (calibration_dataset, or --data)"
+            in caplog.text
+        )
         caplog.clear()
         few = quantize_onnx(folder, real_rows(50), 0.9)
         assert "50 rows of calibration_dataset: pass 256" in caplog.text

@@ -243,6 +243,22 @@ def test_squads_own_file_and_questions_without_an_answer(tmp_path):
     assert (task.answerable, len(data["train"]), len(data["validation"])) == (False, 12, 12)
 
 
+def test_conll_files(tmp_path):
+    (tmp_path / "tags.conll").write_text("".join(f"film{i} NN B-A\nis VB O\n\n" for i in range(24)))
+    task, data = load_task(tmp_path / "tags.conll", "tokens")
+    assert (type(task), task.labels) == (TokenClassification, ("B-A", "O"))
+    assert (len(data["train"]), data["validation"][0]["tokens"][1]) == (12, "is")
+
+
+def test_scores_do_not_fit_a_head_of_classes(tmp_path):
+    file = write(pandas.DataFrame({"text": ["a"] * 30, "label": [0.0, 1.0] * 15}), tmp_path / "r.csv")
+    with pytest.raises(
+        ValueError, match=r"'label' holds floating-point numbers.*\['bad', 'good'\]: give the rows names"
+    ):
+        load_task(file, labels=("bad", "good"))
+    assert load_task(file, labels=("LABEL_0",))[0].regression
+
+
 def test_choices(tmp_path):
     frame = pandas.DataFrame({"ctx": ["a"] * 20, "one": ["b"] * 20, "two": ["c"] * 20, "right": [0, 1] * 10})
     task, data = load_task(write(frame, tmp_path / "c.csv"), "choice", ["ctx"], "right", ["one", "two"])

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_tinybert import MultipleChoice, QuestionAnswering, TextClassification, TokenClassification
-from hf_tinybert.pipelines.doctor import diagnose, to_table
+from hf_tinybert.pipelines.doctor import Check, diagnose, to_table
 
 SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
 TASK = TextClassification("films", ("text",), tuple(LABELS.values()))
@@ -57,6 +57,13 @@ def failure(checks: dict) -> tuple[str, str]:
     """The one check that failed, and its line."""
     ((name, line),) = [(name, line) for name, (passed, line) in checks.items() if not passed]
     return name, line
+
+
+def test_long_lines_are_wrapped_below_their_findings():
+    table = to_table([Check("data", True, "all is well"), Check("teacher", False, "word " * 30)], 80).splitlines()
+    assert table[0] == "ok    data     all is well"
+    assert max(map(len, table)) <= 80
+    assert [line[:15] for line in table[1:]] == ["FAIL  teacher  ", " " * 15, " " * 15]
 
 
 def test_a_set_up_that_works(setup):

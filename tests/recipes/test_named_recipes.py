@@ -72,7 +72,7 @@ def glue(folder, task="sst2"):
 
 def squad(folder):
     """Two files of SQuAD 2.0; every third question has no answer."""
-    answers = [[{"text": "very bright", "answer_start": 13}], [{"text": "dull", "answer_start": 60}], []]
+    answers = [[{"text": "very bright", "answer_start": 13}], [{"text": "dull", "answer_start": 63}], []]
     for name in ("train", "dev"):
         questions = [
             {"id": f"{name}{i}", "question": f"what is {WORDS[i % 10]}", "answers": answers[i % 3]} for i in range(18)

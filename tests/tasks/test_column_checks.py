@@ -66,6 +66,12 @@ FAULTS = [
     (QuestionAnswering, {"answers": [GOOD, {"text": None, "answer_start": None}]}, "Row 1 .*'answers' holds None"),
     (QuestionAnswering, {"answers": [GOOD, {"text": [None], "answer_start": [0]}]}, "Row 1 .*'answers' holds None"),
     (QuestionAnswering, {"answers": [GOOD, {"text": ["a"], "answer_start": []}]}, "Row 1 .*has 1 texts and 0 starts"),
+    (
+        QuestionAnswering,
+        {"answers": [GOOD, {"text": ["book"], "answer_start": [3]}]},
+        r"Row 1 .*'book' and answer_start 3, where the context has ' boo': .*\(it first begins at 4\)",
+    ),
+    (QuestionAnswering, {"answers": [GOOD, {"text": ["film"], "answer_start": [4]}]}, "Row 1 .*does not have it"),
 ]
 
 
@@ -83,7 +89,8 @@ def test_texts_may_be_empty_and_of_any_arrow_type_of_strings(kind, tmp_path):
     column = kind.__dataclass_fields__["text"].default if kind is QuestionAnswering else (task.text[0],)
     for name in column:
         empty = [[""] * len(value) if isinstance(value, list) else "" for value in base[name]]
-        task, data = make(kind, {**base, name: empty})
+        unanswered = [{"text": [], "answer_start": []}] * 2
+        task, data = make(kind, {**base, name: empty, **({"answers": unanswered} if name == "context" else {})})
         assert len(task.tokenize(data["train"], word_tokenizer(tmp_path)))
     large = datasets.Value("large_string")
     train = data["train"].cast_column(task.text[0], datasets.LargeList(large) if task.text_levels else large)
