@@ -1,6 +1,8 @@
 """The verbs that write a student for other runtimes: ship and export."""
 
 import argparse
+import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -93,7 +95,7 @@ def ship(options: Options) -> Outcome:
             samples = rows[:SAMPLES][task.text[0]] if task else []
             report = StudentReport.from_json(options.report.read_text(encoding="utf8")) if options.report else None
             write_demo(options.demo, folder, name, samples, report, options.transformers_js)
-        address = str(push_folder(folder, hub_id, private=options.private)) if hub_id else str(folder)
+        address = _push(folder, hub_id, options.private) if hub_id else str(folder)
     table = [[*HEADER[:-1]], *(file.cells[:-1] for file in shipment.files)]
     notes = [f"Agreement and score are those on {shipment.rows:,} held-out rows."] if shipment.rows else []
     notes += [f"{file.format} was not written: {file.note}" for file in shipment.files if file.note]
@@ -109,6 +111,24 @@ def ship(options: Options) -> Outcome:
     values = {"address": address, "rows": shipment.rows, "calibration": calibration and vars(calibration)}
     values |= {"files": [vars(file) for file in shipment.files]}
     return Outcome(text, values, int(bool(shipment.refused)))
+
+
+def _push(folder: Path, hub_id: str, private: bool | None) -> str:
+    """Push a temporary folder, which is kept if that fails.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        RuntimeError: If the push fails, with the command that pushes the folder that is kept.
+    """
+    try:
+        return str(push_folder(folder, hub_id, private=private))
+    except RuntimeError as error:
+        kept = shutil.copytree(folder, Path(tempfile.mkdtemp(), folder.name))
+        flags = ["--private"] if private else []
+        command = shlex.join(["hf-tinybert", "push", str(kept), "--to", hub_id, *flags])
+        raise RuntimeError(f"{error} The student is in {kept}; push it later with: {command}") from error
 
 
 def export(options: Options) -> Outcome:

@@ -180,6 +180,18 @@ def test_rows_that_nothing_answers_are_refused(student, soft, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_push_that_fails_keeps_what_was_shipped(hub, student, monkeypatch, capsys):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail("POST", "/commit/", 500, times=float("inf"))
+    flags = ("--formats", "fp16", "--private", "--min_agreement", "0.5")
+    assert main(["ship", str(student), "--to", "hf://user/kept", *flags]) == 1
+    (command,) = re.findall(r"hf-tinybert (push \S+ --to user/kept --private) ", capsys.readouterr().err)
+    hub.faults.clear()
+    assert main(command.split()) == 0
+    assert {"config.json", "onnx/model_fp16.onnx", "model.safetensors"} <= set(hub.model("user/kept").files())
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("transformers_js")
 def test_shipped_to_the_hub_every_runtime_gives_the_same_answers(hub, student, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
