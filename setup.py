@@ -41,8 +41,8 @@ setup(
         "accelerate>=1.10",
         "datasets>=4.0",
         "evaluate>=0.4.6",
-        "huggingface-hub>=1.0",
-        "safetensors>=0.5",
+        "huggingface-hub>=1.31",
+        "safetensors>=0.8",
     ],
     entry_points={"console_scripts": ["hf-tinybert=hf_tinybert.cli:main"]},
     extras_require={
