@@ -153,7 +153,7 @@ BROKEN = {
     ),
     "deeper than the teacher": ({"student": SIZE | {"num_hidden_layers": 6}}, "student", "num_hidden_layers=6"),
     "layer out of range": ({"layer_mapping": "3,9"}, "student", "(2, 9)"),
-    "labels in another order": ({"teacher": OTHER_ORDER}, "teacher", "id2label"),
+    "labels in another order": ({"teacher": OTHER_ORDER}, "teacher", "head_labels(teacher)"),
     "embeddings of another tokenizer": ({"teacher": {"vocab_size": 12}}, "lengths", "tokenizer"),
     "rows longer than positions": (
         {"teacher": {"max_position_embeddings": 8}, "rows": data(words=12)},
