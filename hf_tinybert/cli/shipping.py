@@ -1,7 +1,6 @@
 """The verbs that write a student for other runtimes: ship and export."""
 
 import argparse
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..pipelines.data import LABELS, TEXTS, read_splits
 from ..pipelines.ship import CONVERTERS, FORMATS, ship_student
 from ..publishing.demo import write_demo
 from ..publishing.files_section import HEADER
-from ..publishing.hub import push_folder
+from ..publishing.hub import push_command, push_folder
 from ..tasks import Task, UnlabelledText
 from ..tasks.transfer import TEACHER_PROBABILITIES
 from ..teachers import load_teacher
@@ -126,8 +125,7 @@ def _push(folder: Path, hub_id: str, private: bool | None) -> str:
         return str(push_folder(folder, hub_id, private=private))
     except RuntimeError as error:
         kept = shutil.copytree(folder, Path(tempfile.mkdtemp(), folder.name))
-        flags = ["--private"] if private else []
-        command = shlex.join(["hf-tinybert", "push", str(kept), "--to", hub_id, *flags])
+        command = push_command(kept, hub_id, private)
         raise RuntimeError(f"{error} The student is in {kept}; push it later with: {command}") from error
 
 

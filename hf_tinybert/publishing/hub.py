@@ -1,6 +1,7 @@
 """Pushing to the Hub: errors of one line, repeated requests that huggingface_hub sends once, no token in any file."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -53,6 +54,13 @@ def push_folder(
         create = partial(api.create_repo, repo_id, token=token, private=private, exist_ok=True)
         repo_id = retried(create).repo_id
         return retried(partial(upload, folder, repo_id, commit_message, token, revision))
+
+
+def push_command(folder: str | Path, repo_id: str, private: bool | None = None, revision: str | None = None) -> str:
+    """The command that does what `push_folder` does with these arguments."""
+    flags = ["--private"] if private else []
+    flags += ["--revision", revision] if revision else []
+    return shlex.join(["hf-tinybert", "push", str(folder), "--to", repo_id, *flags])
 
 
 def upload(folder: str | Path, repo_id: str, message: str, token: str | None, revision: str | None) -> CommitInfo:

@@ -1,6 +1,5 @@
 """How a trainer publishes its student: Trainer's Hub methods, made to fail early, to try again and to lose nothing."""
 
-import shlex
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers.utils import logging
 from ..evaluation.report import StudentReport
 from ..lineage import DataRecord, Lineage
 from ..whole_files import DiskError, disk_errors
-from .hub import PushWatcher, one_line, retried, upload
+from .hub import PushWatcher, one_line, push_command, retried, upload
 from .model_card import extend_card, final_evaluation
 
 logger = logging.get_logger(__name__)
@@ -99,9 +98,7 @@ class Publisher:
         repo = trainer.hub_model_id or trainer.args.hub_model_id or Path(folder).absolute().name
         revision = revision or trainer.args.hub_revision
         private = trainer.args.hub_private_repo if private is None else private
-        flags = ["--private"] if private else []
-        flags += ["--revision", revision] if revision else []
-        command = shlex.join(["hf-tinybert", "push", str(folder), "--to", repo, *flags])
+        command = push_command(folder, repo, private, revision)
         hint = f" The student is in {folder}; push it later with: {command}"
 
         def upload_again() -> Any:  # everything is saved by now, and only the upload is left
