@@ -19,8 +19,9 @@ from statistics import mean, stdev
 
 import datasets
 import torch
+from transformers import AutoTokenizer, set_seed
 
-from hf_tinybert import GLUE, TINYBERT4, task_distillation
+from hf_tinybert import GLUE, TINYBERT4, create_student, task_distillation
 from hf_tinybert.pipelines.data import hold_out, load_task
 
 NONE = {"num_train_epochs": 0}
@@ -55,6 +56,7 @@ add("--transfer", type=int, help="number of the other rows that are transfer row
 add("--methods", nargs="+", choices=METHODS, default=["labels", "default"])
 add("--seeds", type=int, nargs="+", default=[0])
 add("--dev", action="store_true", help="score on a tenth of the training rows")
+add("--intermediate", type=json.loads, help="arguments of an intermediate phase, as JSON; default none")
 add("--prediction", type=json.loads, default={}, help="arguments of the prediction phase, as JSON")
 add("--labels", type=json.loads, default={}, help="arguments of the labels phase, as JSON")
 add("--output_dir", type=Path, default=Path("runs/quality"))
@@ -101,16 +103,35 @@ class Runs:
         self.unlabelled = datasets.DatasetDict({name: rows for name, rows in data.items() if name != "train"})
         self.data = datasets.DatasetDict(self.unlabelled, train=train.select(order[:labelled]))
 
-    def score(self, method: str, seed: int, labels: dict, suffix: str = "") -> float:
+    def start(self, seed: int) -> Path:
+        """The folder of the student before it is trained, as `task_distillation` makes it from the labelled rows."""
+        folder = options.output_dir / f"{options.name}_start_s{seed}"
+        if not (folder / "config.json").exists():
+            set_seed(seed)
+            rows = self.data["train"].select(range(min(2000, len(self.data["train"]))))
+            tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+            student = create_student(
+                self.task.load_model(options.teacher)[0],
+                *options.size,
+                dropout=0.0,
+                calibration_dataset=self.task.tokenize(rows, tokenizer),
+                processing_class=tokenizer,
+            )
+            student.save_pretrained(folder)
+        return folder
+
+    def score(self, method: str, seed: int, labels: dict, suffix: str = "", start: Path | None = None) -> float:
         """The student's score after one run, whose record is written."""
-        chosen = {"transfer": False, "labelled": True, "dropout": 0.0, **METHODS[method]}
+        chosen = {"transfer": False, "labelled": True, "dropout": 0.0, "intermediate": options.intermediate}
+        chosen |= METHODS[method]
+        sizes = dict(zip(TINYBERT4, options.size, strict=True)) | {"dropout": chosen.pop("dropout")}
         folder = options.output_dir / f"{options.name}_{method}{suffix}_s{seed}"
         results = task_distillation(
             self.task,
             self.data if chosen.pop("labelled") else self.unlabelled,
             options.teacher,
             folder,
-            student=dict(zip(TINYBERT4, options.size, strict=True)) | {"dropout": chosen.pop("dropout")},
+            student=start or sizes,
             transfer=self.transfer if chosen.pop("transfer") else None,
             prediction={**options.prediction, **chosen.pop("prediction", {})},
             labels={**labels, **chosen.pop("labels", {})},
@@ -125,7 +146,8 @@ class Runs:
         print(folder.name, {name: round(100 * value, 1) for name, value in scores.items()}, results["seconds"])
         record = {"name": options.name, "method": method + suffix, "seed": seed, "scores": scores, "results": results}
         settings = json.loads((folder / "settings.json").read_text())
-        record["settings"] = settings | {"teacher": Path(options.teacher).name}  # not a path of this machine
+        # not paths of this machine
+        record["settings"] = settings | {"teacher": Path(options.teacher).name, "student": sizes}
         states = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/trainer_state.json")}
         record["logs"] = {phase: state["log_history"] for phase, state in states.items()}
         options.results.mkdir(parents=True, exist_ok=True)
@@ -137,7 +159,7 @@ class Runs:
         first, *others = options.seeds
         suffixes = [f"_{s['num_train_epochs']}x{s['learning_rate']:g}" for s in LABEL_SETTINGS]
         scores = [
-            self.score("labels", first, setting, suffix)
+            self.score("labels", first, setting, suffix, self.start(first))
             for setting, suffix in zip(LABEL_SETTINGS, suffixes, strict=True)
         ]
         best = scores.index(max(scores))

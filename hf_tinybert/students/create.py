@@ -136,6 +136,9 @@ def check_student(teacher_config: PretrainedConfig, student: Mapping[str, Any], 
         ValueError: As in `create_student`.
     """
     sizes = {name: student.get(name) for name in StudentSize.__dataclass_fields__}
+    if unknown := [*student.keys() - {*sizes, "layer_mapping", "dropout"}]:
+        known = ", ".join([*sizes, "layer_mapping", "dropout"])
+        raise ValueError(f"The student has unknown sizes {unknown}; it may have {known}.")
     if not architecture_of(teacher_config).has_size(teacher_config, "embedding_size"):
         del sizes["embedding_size"]  # of a teacher with a projection after its embeddings
     plan = plan_student(

@@ -147,6 +147,7 @@ def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: 
         ({"student": SIZE | {"hidden_size": 18}}, "hidden_size=18 is not a multiple"),
         ({"student": SIZE | {"num_hidden_layers": 9}}, "num_hidden_layers=9 must lie"),
         ({"student": SIZE | {"dropout": 2}}, "dropout=2"),
+        ({"student": SIZE | {"layers": 3}}, "unknown sizes \\['layers'\\]"),
         ({"init": "layers"}, "init='layers' copies whole layers"),
         ({"init": "techer"}, "init='techer' is unknown"),
     ],
