@@ -21,15 +21,44 @@ import datasets
 import torch
 from transformers import AutoTokenizer, set_seed
 
-from hf_tinybert import GLUE, TINYBERT4, create_student, task_distillation
+from hf_tinybert import (
+    GLUE,
+    TINYBERT4,
+    DistillationLoss,
+    RandomWords,
+    cache_logits,
+    create_student,
+    task_distillation,
+)
 from hf_tinybert.pipelines.data import hold_out, load_task
 
-NONE = {"num_train_epochs": 0}
+
+class LogitError(DistillationLoss):
+    """The mean squared difference of the logits."""
+
+    name, reads = "logit_error", frozenset({"logits"})
+
+    def forward(self, student, teacher, layer_mapping):
+        return (student.logits - teacher.logits).square().mean(-1)
+
+
+class StandardisedLogits(DistillationLoss):
+    """The cross-entropy of logits with mean 0 and standard deviation 1 / 2 in each row (Sun et al., 2024)."""
+
+    name, reads = "standardised_logits", frozenset({"logits"})
+
+    def forward(self, student, teacher, layer_mapping):
+        pair = (student.logits, teacher.logits)
+        ours, theirs = ((z - z.mean(-1, keepdim=True)) / (2 * z.std(-1, keepdim=True) + 1e-7) for z in pair)
+        return -(theirs.softmax(-1) * ours.log_softmax(-1)).sum(-1)
+
+
+NONE, LAYERS = {"num_train_epochs": 0}, ["attention", "hidden", "embedding"]
 # arguments of task_distillation; "transfer" and "labelled" say which rows there are
 METHODS = {
     "labels": {"prediction": NONE},
     "random_labels": {"init": "random", "prediction": NONE},
-    "logits": {"augmentation": None, "labels": NONE},
+    "logits": {"intermediate": None, "augmentation": None, "labels": NONE},
     "default": {},
     "transfer": {"transfer": True},
     "text_alone": {"transfer": True, "labelled": False},
@@ -37,7 +66,17 @@ METHODS = {
     "without_labels_phase": {"transfer": True, "labels": NONE},
     "without_start": {"transfer": True, "init": "random"},
     "with_dropout": {"transfer": True, "dropout": 0.1},
-    "with_layers": {"transfer": True, "intermediate": {"num_train_epochs": 1}},
+    "without_layers": {"transfer": True, "intermediate": None},
+    "with_layers": {"transfer": True, "intermediate": {"augmented": False}},
+    "with_relations": {
+        "transfer": True,
+        "intermediate": {"augmented": False, "loss_type": ["attention", "relation"]},
+    },
+    "at_once": {"transfer": True, "prediction": {"loss_type": [*LAYERS, "prediction"], "balance_losses": True}},
+    "labels_and_logits": {"transfer": True, "labels": {"loss_type": ["task", "prediction"]}},
+    "temperature_2": {"transfer": True, "prediction": {"temperature": 2.0}},
+    "logit_error": {"transfer": True, "prediction": {"losses": [LogitError()]}},
+    "standardised_logits": {"transfer": True, "prediction": {"losses": [StandardisedLogits()]}},
 }
 LABEL_SETTINGS = [{"num_train_epochs": n, "learning_rate": rate} for n, rate in product((2, 4, 8), (5e-5, 1e-4))]
 
@@ -53,10 +92,12 @@ add("--teacher", required=True, help="Hub id or folder; fine-tuned first without
 add("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
 add("--labelled", type=int, help="number of rows that keep their labels; default all")
 add("--transfer", type=int, help="number of the other rows that are transfer rows; default all")
+add("--half", choices=["entropy", "disagreement"], help="keep the half of these rows for which it is highest")
+add("--copies", type=int, help="random variants of each row; default those of the recipe")
 add("--methods", nargs="+", choices=METHODS, default=["labels", "default"])
 add("--seeds", type=int, nargs="+", default=[0])
 add("--dev", action="store_true", help="score on a tenth of the training rows")
-add("--intermediate", type=json.loads, help="arguments of an intermediate phase, as JSON; default none")
+add("--intermediate", type=json.loads, default="auto", help="arguments of the intermediate phase, as JSON")
 add("--prediction", type=json.loads, default={}, help="arguments of the prediction phase, as JSON")
 add("--labels", type=json.loads, default={}, help="arguments of the labels phase, as JSON")
 add("--output_dir", type=Path, default=Path("runs/quality"))
@@ -103,6 +144,19 @@ class Runs:
         self.unlabelled = datasets.DatasetDict({name: rows for name, rows in data.items() if name != "train"})
         self.data = datasets.DatasetDict(self.unlabelled, train=train.select(order[:labelled]))
 
+        if options.half:
+            self.transfer = self.half(self.transfer)
+
+    def half(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """The rows of the highest entropy of the teacher, or where the start disagrees with it most."""
+        tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+        tokens = self.task.tokenize(rows, tokenizer)
+        models = [options.teacher] + ([self.start(options.seeds[0])] if options.half == "disagreement" else [])
+        logits = [cache_logits(self.task.load_model(model)[0], tokens, tokenizer) for model in models]
+        teacher, *start = (torch.tensor(each["teacher_logits"][:]).log_softmax(-1) for each in logits)
+        value = (teacher.exp() * (teacher - start[0])).sum(-1) if start else -(teacher.exp() * teacher).sum(-1)
+        return rows.select(sorted(value.argsort(descending=True)[: len(rows) // 2].tolist()))
+
     def start(self, seed: int) -> Path:
         """The folder of the student before it is trained, as `task_distillation` makes it from the labelled rows."""
         folder = options.output_dir / f"{options.name}_start_s{seed}"
@@ -123,6 +177,8 @@ class Runs:
     def score(self, method: str, seed: int, labels: dict, suffix: str = "", start: Path | None = None) -> float:
         """The student's score after one run, whose record is written."""
         chosen = {"transfer": False, "labelled": True, "dropout": 0.0, "intermediate": options.intermediate}
+        if options.copies is not None:
+            chosen["augmentation"] = RandomWords(options.copies, seed=seed) if options.copies else None
         chosen |= METHODS[method]
         sizes = dict(zip(TINYBERT4, options.size, strict=True)) | {"dropout": chosen.pop("dropout")}
         folder = options.output_dir / f"{options.name}_{method}{suffix}_s{seed}"

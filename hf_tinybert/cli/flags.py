@@ -58,7 +58,10 @@ def student_flags() -> argparse.ArgumentParser:
     add("--calibration_rows", type=int, default=2000, metavar="N", help=rows)
     phases = parser.add_argument_group("phases", "DistillationArguments of one phase, as KEY=VALUE").add_argument
     phases("--fine_tuning", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning of the teacher")
-    layers = "distillation of the layers, before the others (default: no such phase)"
+    layers = (
+        "distillation of the layers, before the others (default: of a student of less than half its teacher's width; "
+    )
+    layers += "num_train_epochs=0 leaves it out)"
     phases("--intermediate", nargs="*", metavar="KEY=VALUE", help=layers)
     phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
     phases("--labels", nargs="+", default=[], metavar="KEY=VALUE", help="training on the labels, after the others")

@@ -63,7 +63,7 @@ def distill(options: Options) -> Outcome:
         transfer=transfer_of(options, task),
         augmentation=augmentation_of(options),
         fine_tuning=phase_arguments(options.fine_tuning),
-        intermediate=None if options.intermediate is None else phase_arguments(options.intermediate),
+        intermediate="auto" if options.intermediate is None else phase_arguments(options.intermediate),
         prediction=phase_arguments(options.prediction),
         labels=phase_arguments(options.labels),
         early_stopping=early_stopping_of(options),

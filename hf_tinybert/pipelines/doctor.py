@@ -23,7 +23,7 @@ from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
 from .dry_run import DRY_RUN, dry_run, memory_needed, time_needed
 from .phase import TRAINING
-from .recipe import Recipe
+from .recipe import Recipe, layer_losses
 from .task_rows import token_sequences
 
 CHECKED_ROWS = 2000
@@ -69,7 +69,7 @@ def diagnose(
         student: The sizes of a student, or a Hub id or folder. Default TinyBERT4.
         init: How a student of these sizes starts, as in `create_student`; default "teacher".
         transfer: Rows without labels; default none.
-        arguments: `DistillationArguments`; `loss_type` is by default that of the prediction phase.
+        arguments: `DistillationArguments`; `loss_type` is by default all losses on the teacher of the default recipe.
 
     Returns:
         The checks in the order in which they were made.
@@ -86,6 +86,9 @@ def diagnose(
     model = checks.run("student", _student, task, student, init, teacher, args.layer_mapping)
     if model is None:
         return checks.made
+    if not arguments.keys() & {"loss_type", "loss_weights", "loss_schedules"}:
+        sizes = model.config.hidden_size, model.config.num_attention_heads
+        args.loss_type = [*layer_losses(teacher.config, *sizes), *args.loss_type]
     if isinstance(student, Mapping) and init == "teacher":
         checks.run("initialisation", _initialisation, model, teacher, rows)
     checks.run("latency", _latency, model, rows)
@@ -136,11 +139,13 @@ class _Checks:
 
 
 def _arguments(arguments: Mapping[str, Any]) -> tuple[DistillationArguments, str]:
-    # the losses of the default recipe; its labels phase has no teacher
+    losses = (
+        f"losses {', '.join(arguments['loss_type'])}" if "loss_type" in arguments else "losses of the default recipe"
+    )
     arguments = {"output_dir": "runs", "loss_type": ["prediction"], **TRAINING, **arguments}
     args = DistillationArguments(**arguments)
     batch = f"{args.train_batch_size} rows a batch, {args.num_train_epochs:g} epochs"
-    finding = f"losses {', '.join(args.loss_type)}; {batch}; {args.device}"
+    finding = f"{losses}; {batch}; {args.device}"
     return DistillationArguments(**{**arguments, **DRY_RUN}), finding
 
 

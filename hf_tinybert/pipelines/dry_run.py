@@ -117,11 +117,14 @@ def time_needed(
 ) -> tuple[bool, str]:
     """The time of the default recipe, an upper bound: the teacher ran in every step."""
     seconds = sum(steps.seconds[1:]) / len(steps.seconds[1:])  # the first step is the longest and warms up
-    rows, work = (labelled + transfer) * (1 + recipe.copies), []
-    for count, epochs in ((rows, recipe.prediction_epochs), (labelled, recipe.labels_epochs)):
+    plain, work = labelled + transfer, []
+    trains_layers = any(loss.reads_layers for loss in args.build_losses())
+    phases = [(plain, recipe.intermediate_epochs)] if trains_layers else []
+    phases += [(plain * (1 + recipe.copies), recipe.prediction_epochs), (labelled, recipe.labels_epochs)]
+    for count, epochs in phases:
         if count:
             work.append((math.ceil(count / args.train_batch_size) * epochs, f"{count:,} rows × {epochs}"))
     minutes = seconds * sum(number for number, _ in work) / 60
-    phases = " + ".join(text for _, text in work)
+    parts = " + ".join(text for _, text in work)
     time = f"{minutes:.2g} minutes" if minutes < 99 else f"{minutes / 60:.2g} hours"
-    return True, f"{seconds:.2g} s a step; the default recipe, {phases}, takes at most about {time}"
+    return True, f"{seconds:.2g} s a step; the default recipe, {parts}, takes at most about {time}"

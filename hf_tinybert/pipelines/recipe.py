@@ -1,16 +1,21 @@
-"""The default recipe of a task distillation: how many variants and epochs so many rows are given."""
+"""The default recipe of a task distillation: its phases, and how many variants and epochs so many rows are given."""
 
 import math
 from dataclasses import dataclass
 
+from transformers import PreTrainedConfig
+
 from ..tasks import RandomWords
+from .phase import INTERMEDIATE_LOSSES
 
 MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
+LAYER_READS = 64_000  # rows that the student reads in the intermediate phase, over all epochs
 DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
 LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
 TEACHER_READS = 6_000  # rows that a teacher reads in fine-tuning, over all epochs
 MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 10, 3
+NARROW = 0.5  # the share of the teacher's width below which a student has an intermediate phase
 SHORT_TOKENS = 40  # a longer row counts as several
 
 
@@ -20,12 +25,14 @@ class Recipe:
 
     Args:
         copies: The number of variants of a row.
+        intermediate_epochs: The epochs of the intermediate phase, if there is one.
         prediction_epochs: The epochs of the prediction phase.
         labels_epochs: The epochs of the labels phase.
         teacher_epochs: The epochs of the fine-tuning of a teacher.
     """
 
     copies: int
+    intermediate_epochs: int
     prediction_epochs: int
     labels_epochs: int
     teacher_epochs: int
@@ -36,10 +43,11 @@ class Recipe:
     ) -> "Recipe":
         """The recipe for so many rows.
 
-        A row has up to 10 variants, fewer if that would be more than 100,000 rows. The prediction phase reads about
-        200,000 rows, in 1 to 10 epochs. The labels phase reads about 16,000, in 3 to 10 epochs, and
-        the fine-tuning of a teacher about 6,000, in as many. If rows have more than 40 tokens on average, all these
-        numbers are smaller in proportion, so that the time of a run does not grow with the length of its rows.
+        A row has up to 10 variants, fewer if that would be more than 100,000 rows. The intermediate phase reads about
+        64,000 rows, without variants, and the prediction phase about 200,000, each in 1 to 10 epochs. The labels phase
+        reads about 16,000, in 3 to 10 epochs, and the fine-tuning of a teacher about 6,000, in as many. If rows have
+        more than 40 tokens on average, all these numbers are smaller in proportion, so that the time of a run does not
+        grow with the length of its rows.
 
         Args:
             labelled: The number of rows with labels.
@@ -53,7 +61,8 @@ class Recipe:
             copies = max(0, min(MOST_COPIES, int(DISTILLED_ROWS // rows) - 1))
         return cls(
             copies,
-            max(1, min(MOST_EPOCHS, round(DISTILLED_READS / (rows * (1 + copies))))),
+            _epochs(LAYER_READS, rows),
+            _epochs(DISTILLED_READS, rows * (1 + copies)),
             _label_epochs(LABELLED_READS, labelled),
             _label_epochs(TEACHER_READS, labelled),
         )
@@ -61,6 +70,30 @@ class Recipe:
     def augmentation(self, seed: int) -> RandomWords | None:
         """What makes the variants; None without any."""
         return RandomWords(self.copies, seed=seed) if self.copies else None
+
+
+def layer_losses(teacher: PreTrainedConfig, hidden_size: int, num_attention_heads: int) -> list[str]:
+    """The losses of the intermediate phase of a student, those of TinyBERT.
+
+    A student of less than half its teacher's width has such a phase. Its attention heads are compared if there are as
+    many as the teacher's.
+
+    Args:
+        teacher: The configuration of the teacher.
+        hidden_size: The student's width.
+        num_attention_heads: The student's number of attention heads.
+
+    Returns:
+        Names of losses; none if there is no such phase.
+    """
+    if hidden_size >= NARROW * teacher.hidden_size:
+        return []
+    equal = num_attention_heads == teacher.num_attention_heads
+    return [name for name in INTERMEDIATE_LOSSES if equal or name != "attention"]
+
+
+def _epochs(reads: int, rows: float) -> int:
+    return max(1, min(MOST_EPOCHS, round(reads / rows)))
 
 
 def _label_epochs(reads: int, labelled: float) -> int:

@@ -15,9 +15,9 @@ from ..tasks import Augmentation, Task, TextClassification, UnlabelledText
 from ..tasks.transfer import TransferData
 from .early_stopping import EarlyStopping
 from .phase import model_names
-from .recipe import Recipe
+from .recipe import Recipe, layer_losses
 from .runs import claim, read_results, write_results
-from .task_phases import PhaseArguments, TaskPhases
+from .task_phases import AUTO, PhaseArguments, TaskPhases
 from .task_rows import TaskRows, token_sequences
 from .task_run import TaskRun
 from .transfer_files import on_disk
@@ -39,7 +39,7 @@ def task_distillation(
     transfer: Transfer | None = None,
     augmentation: Augmentation | str | None = "auto",
     fine_tuning: Mapping[str, Any] | None = None,
-    intermediate: Mapping[str, Any] | None = None,
+    intermediate: Mapping[str, Any] | str | None = AUTO,
     prediction: Mapping[str, Any] | None = None,
     labels: Mapping[str, Any] | None = None,
     early_stopping: EarlyStopping | None = None,
@@ -48,9 +48,10 @@ def task_distillation(
 ) -> dict[str, Any]:
     """Distil a teacher into a student for one task.
 
-    The student is initialised from the teacher and trained without dropout. It learns the teacher's logits on the
-    rows, on the transfer rows and on random variants of both (prediction phase), then the labels of the rows (labels
-    phase). The numbers of variants and epochs follow from the number of rows (`Recipe`). A teacher without a
+    The student is initialised from the teacher and trained without dropout. If it is less than half as wide as the
+    teacher, it first learns the teacher's layers (intermediate phase). It learns the teacher's logits on the rows, on
+    the transfer rows and on random variants of both (prediction phase), then the labels of the rows (labels phase).
+    The numbers of variants and epochs follow from the number of rows (`Recipe`). A teacher without a
     prediction head for the task is fine-tuned first. TinyBERT's own recipe (Jiao et al., 2020, section 3.2) is
     `intermediate={"num_train_epochs": 3}, labels={"num_train_epochs": 0}, augmentation=MaskedWords(...)`.
 
@@ -78,8 +79,10 @@ def task_distillation(
             with a teacher. None makes none.
         fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
-            others; default None, no such phase. Its default losses are "attention", "hidden" and "embedding", and up
-            to 5 GB of the teacher's activations are cached (`teacher_cache_gb`). The mapping of a phase can also hold:
+            others. Its default losses are "attention", "hidden" and "embedding", and up to 5 GB of the teacher's
+            activations are cached (`teacher_cache_gb`). Default "auto": such a phase on the rows without variants, if
+            there is one teacher and the student is less than half as wide; without "attention" if it has another
+            number of attention heads. None leaves it out. The mapping of a phase can also hold:
 
             - `losses`: a list of `DistillationLoss` in place of `loss_type` and `loss_weights`.
             - `teacher`: teachers of this phase alone, a Hub id or folder, or a list of them.
@@ -104,7 +107,7 @@ def task_distillation(
             epochs, or if `output_dir` holds a run with other settings.
     """
     data, teachers, output_dir = datasets.DatasetDict(data or {}), model_names(teacher), Path(output_dir)
-    _check(task, data, teachers, student, init, transfer, augmentation, compare)
+    _check(task, data, teachers, student, init, transfer, augmentation, intermediate, compare)
     if task.validation[0] not in data:
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
@@ -114,7 +117,9 @@ def task_distillation(
         augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     chosen = PhaseArguments(arguments, fine_tuning or {}, intermediate, prediction or {}, labels or {}, early_stopping)
-    phases = TaskPhases.build(task, output_dir, chosen, recipe, "train" in data, bool(teachers), compare == "labels")
+    layers = _layers(rows, teachers, student, chosen)
+    has_labels, compares = "train" in data, compare == "labels"
+    phases = TaskPhases.build(task, output_dir, chosen, recipe, layers, has_labels, bool(teachers), compares)
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) != 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -144,6 +149,7 @@ def _check(
     init: str,
     transfer: Transfer | None,
     augmentation: Augmentation | str | None,
+    intermediate: Mapping[str, Any] | str | None,
     compare: str | None,
 ) -> None:
     """Check that there is something to learn from, and a student.
@@ -155,6 +161,8 @@ def _check(
         task.check_labels(name)
     if isinstance(augmentation, str) and augmentation != "auto":
         raise ValueError(f"augmentation={augmentation!r} is unknown: give 'auto', None or an Augmentation.")
+    if isinstance(intermediate, str) and intermediate != AUTO:
+        raise ValueError(f"intermediate={intermediate!r} is unknown: give 'auto', None or arguments of the phase.")
     if compare not in (None, *COMPARISONS):
         raise ValueError(f"compare={compare!r} is unknown: give one of {', '.join(COMPARISONS)}.")
     if transfer is not None and not isinstance(task, TextClassification):
@@ -203,6 +211,24 @@ def _recipe(rows: TaskRows, augmentation: Augmentation | str | None, has_teacher
     lengths = [len(ids) for ids in token_sequences(sample)]
     _warn_of_truncation(rows.task, lengths)
     return Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
+
+
+def _layers(
+    rows: TaskRows,
+    teachers: Sequence[str | Path],
+    student: Mapping[str, Any] | str | Path,
+    chosen: PhaseArguments,
+) -> list[str]:
+    """The losses of the intermediate phase of the default recipe; none if there is no such phase."""
+    distils = chosen.prediction.get("num_train_epochs") != 0 and ("train" in rows.data or rows.transfer_rows)
+    if chosen.intermediate != AUTO or len(teachers) != 1 or not distils:
+        return []
+    teacher = load_config(teachers[0])
+    if not isinstance(student, Mapping):
+        config = load_config(student)
+        return layer_losses(teacher, config.hidden_size, config.num_attention_heads)
+    sizes = [student.get(name) or getattr(teacher, name) for name in ("hidden_size", "num_attention_heads")]
+    return layer_losses(teacher, *sizes)
 
 
 def _warn_of_truncation(task: Task, lengths: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """The trainings of a task distillation, built from the user's arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from .early_stopping import EarlyStopping
 from .phase import FINE_TUNING, INTERMEDIATE, LABELS, PREDICTION, SELECTING, Phase
 from .recipe import Recipe
 
+AUTO = "auto"
 HUB = ("push_to_hub", "hub_")
 PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
 
@@ -22,7 +23,7 @@ class PhaseArguments:
     Args:
         shared: Of all trainings; those of the Hub are of the last phase alone.
         fine_tuning: Of the fine-tuning of teachers.
-        intermediate: Of the intermediate phase; None leaves it out.
+        intermediate: Of the intermediate phase; None leaves it out, "auto" is that of the default recipe.
         prediction: Of the prediction phase.
         labels: Of the labels phase.
         early_stopping: When the last phase stops before its last epoch; None for never.
@@ -30,7 +31,7 @@ class PhaseArguments:
 
     shared: Mapping[str, Any]
     fine_tuning: Mapping[str, Any]
-    intermediate: Mapping[str, Any] | None
+    intermediate: Mapping[str, Any] | str | None
     prediction: Mapping[str, Any]
     labels: Mapping[str, Any]
     early_stopping: EarlyStopping | None = None
@@ -57,6 +58,7 @@ class TaskPhases:
         folder: Path,
         chosen: PhaseArguments,
         recipe: Recipe,
+        layers: Sequence[str],
         has_labels: bool,
         has_teacher: bool,
         compares: bool,
@@ -68,6 +70,7 @@ class TaskPhases:
             folder: The folder of the run.
             chosen: The user's arguments.
             recipe: The defaults that depend on the number of rows.
+            layers: The losses of an intermediate phase of the default recipe; none for no such phase.
             has_labels: Whether there are rows with labels.
             has_teacher: Whether there is a teacher.
             compares: Whether a second student is trained on the labels alone.
@@ -81,7 +84,11 @@ class TaskPhases:
         shared = {name: value for name, value in chosen.shared.items() if name not in hub}
         common, label_epochs = {**task.evaluation_arguments, **shared}, {"num_train_epochs": recipe.labels_epochs}
         arguments: dict[str, dict[str, Any]] = {}
-        if chosen.intermediate is not None:
+        if chosen.intermediate == AUTO:
+            default = {"num_train_epochs": recipe.intermediate_epochs, "loss_type": [*layers], "augmented": False}
+            if layers:
+                arguments["intermediate"] = {**INTERMEDIATE, **default, **common}
+        elif chosen.intermediate is not None:
             arguments["intermediate"] = {**INTERMEDIATE, **common, **chosen.intermediate}
         prediction = PREDICTION | {"num_train_epochs": recipe.prediction_epochs}
         arguments["prediction"] = {**prediction, **common, **chosen.prediction}

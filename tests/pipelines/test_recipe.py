@@ -3,39 +3,55 @@
 from dataclasses import replace
 
 import pytest
+from transformers import BertConfig, DistilBertConfig
 
 from hf_tinybert import RandomWords
-from hf_tinybert.pipelines.recipe import Recipe
+from hf_tinybert.pipelines.recipe import Recipe, layer_losses
 
 
 @pytest.mark.parametrize(
-    ("labelled", "transfer", "copies", "prediction", "labels", "teacher"),
+    ("labelled", "transfer", "copies", "intermediate", "prediction", "labels", "teacher"),
     [
-        (100, 0, 10, 10, 10, 10),
-        (2_490, 0, 10, 7, 7, 3),
-        (8_551, 0, 10, 2, 3, 3),
-        (1_000, 15_000, 5, 2, 10, 6),
-        (67_349, 0, 0, 3, 3, 3),
-        (0, 8_000, 10, 2, 0, 0),
-        (400_000, 1_000_000, 0, 1, 3, 3),
+        (100, 0, 10, 10, 10, 10, 10),
+        (2_490, 0, 10, 10, 7, 7, 3),
+        (8_551, 0, 10, 7, 2, 3, 3),
+        (1_000, 15_000, 5, 4, 2, 10, 6),
+        (67_349, 0, 0, 1, 3, 3, 3),
+        (0, 8_000, 10, 8, 2, 0, 0),
+        (400_000, 1_000_000, 0, 1, 1, 3, 3),
     ],
 )
-def test_many_rows_have_few_variants_and_epochs(labelled, transfer, copies, prediction, labels, teacher):
+def test_many_rows_have_few_variants_and_epochs(labelled, transfer, copies, intermediate, prediction, labels, teacher):
     recipe = Recipe.for_rows(labelled, transfer)
-    assert recipe == Recipe(copies, prediction, labels, teacher)
+    assert recipe == Recipe(copies, intermediate, prediction, labels, teacher)
     assert recipe.augmentation(3) == (RandomWords(copies, seed=3) if copies else None)
 
 
 def test_epochs_follow_from_the_variants_that_there_are():
     recipe = Recipe.for_rows(24_000, 0, copies=0)
-    assert recipe == Recipe(copies=0, prediction_epochs=8, labels_epochs=3, teacher_epochs=3)
+    assert recipe == Recipe(0, intermediate_epochs=3, prediction_epochs=8, labels_epochs=3, teacher_epochs=3)
     assert recipe.augmentation(0) is None
     assert Recipe.for_rows(24_000, 0, copies=3) == replace(recipe, copies=3, prediction_epochs=2)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "copies", "prediction", "labels", "teacher"), [(40, 10, 9, 8, 3), (256, 6, 2, 3, 3)]
+    ("tokens", "copies", "intermediate", "prediction", "labels", "teacher"),
+    [(40, 10, 10, 9, 8, 3), (256, 6, 5, 2, 3, 3)],
 )
-def test_long_rows_count_for_several(tokens, copies, prediction, labels, teacher):
+def test_long_rows_count_for_several(tokens, copies, intermediate, prediction, labels, teacher):
     assert Recipe.for_rows(2_000, 0, tokens=10) == Recipe.for_rows(2_000, 0)
-    assert Recipe.for_rows(2_000, 0, tokens=tokens) == Recipe(copies, prediction, labels, teacher)
+    assert Recipe.for_rows(2_000, 0, tokens=tokens) == Recipe(copies, intermediate, prediction, labels, teacher)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "heads", "losses"),
+    [
+        (312, 12, ["attention", "hidden", "embedding"]),
+        (312, 6, ["hidden", "embedding"]),
+        (384, 12, []),  # half the width
+        (768, 12, []),
+    ],
+)
+def test_students_of_less_than_half_the_width_learn_layers(hidden_size, heads, losses):
+    for teacher in (BertConfig(), DistilBertConfig()):  # 768, 12 attention heads
+        assert layer_losses(teacher, hidden_size, heads) == losses

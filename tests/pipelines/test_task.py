@@ -115,6 +115,19 @@ def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
     assert first.data.rows == len(data["train"]) < second.data.rows
 
 
+@pytest.mark.parametrize(
+    ("heads", "losses"), [(4, ["attention", "hidden", "embedding"]), (3, ["hidden", "embedding"])]
+)
+def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_path, heads, losses):  # noqa: F811
+    data, narrow = sentences(tmp_path), SIZE | {"hidden_size": 12, "num_attention_heads": heads}
+    save_classifier(base)
+    task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **QUICK)
+    stages = Lineage.from_config(load(tmp_path / "out/student").config).stages
+    assert [[loss.name for loss in stage.losses] for stage in stages] == [losses, ["prediction"], ["task"]]
+    assert stages[0].augmentation is None
+    assert stages[0].data.rows == len(data["train"])
+
+
 def test_best_and_last_epoch_are_both_saved(base, tmp_path):  # noqa: F811
     data = sentences(tmp_path)
     save_classifier(base)
@@ -144,6 +157,7 @@ def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: 
         ({"intermediate": {"losses": []}}, "losses of intermediate is empty"),
         ({"prediction": {"losses": [PredictionLoss(), PredictionLoss()]}}, "same name"),
         ({"intermediate": {"loss_type": ["hiden"]}}, "loss_type"),
+        ({"intermediate": "layers"}, "intermediate='layers' is unknown"),
         ({"student": SIZE | {"hidden_size": 18}}, "hidden_size=18 is not a multiple"),
         ({"student": SIZE | {"num_hidden_layers": 9}}, "num_hidden_layers=9 must lie"),
         ({"student": SIZE | {"dropout": 2}}, "dropout=2"),
