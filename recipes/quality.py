@@ -97,7 +97,7 @@ add("--copies", type=int, help="random variants of each row; default those of th
 add("--methods", nargs="+", choices=METHODS, default=["labels", "default"])
 add("--seeds", type=int, nargs="+", default=[0])
 add("--dev", action="store_true", help="score on a tenth of the training rows")
-add("--intermediate", type=json.loads, default="auto", help="arguments of the intermediate phase, as JSON")
+add("--intermediate", type=json.loads, default='"auto"', help="arguments of the intermediate phase, as JSON")
 add("--prediction", type=json.loads, default={}, help="arguments of the prediction phase, as JSON")
 add("--labels", type=json.loads, default={}, help="arguments of the labels phase, as JSON")
 add("--output_dir", type=Path, default=Path("runs/quality"))

@@ -1,7 +1,9 @@
 """The default recipe of a task distillation: its phases, and how many variants and epochs so many rows are given."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -21,14 +23,15 @@ SHORT_TOKENS = 40  # a longer row counts as several
 
 @dataclass(frozen=True)
 class Recipe:
-    """What depends on the number of rows.
+    """What depends on rows and models.
 
     Args:
         copies: The number of variants of a row.
-        intermediate_epochs: The epochs of the intermediate phase, if there is one.
+        intermediate_epochs: The epochs of the intermediate phase.
         prediction_epochs: The epochs of the prediction phase.
         labels_epochs: The epochs of the labels phase.
         teacher_epochs: The epochs of the fine-tuning of a teacher.
+        layer_losses: The losses of the intermediate phase; none for no such phase.
     """
 
     copies: int
@@ -36,6 +39,7 @@ class Recipe:
     prediction_epochs: int
     labels_epochs: int
     teacher_epochs: int
+    layer_losses: Sequence[str] = ()
 
     @classmethod
     def for_rows(
@@ -66,6 +70,15 @@ class Recipe:
             _label_epochs(LABELLED_READS, labelled),
             _label_epochs(TEACHER_READS, labelled),
         )
+
+    @property
+    def intermediate_arguments(self) -> dict[str, Any]:
+        """The arguments of the intermediate phase that differ from `INTERMEDIATE`."""
+        return {
+            "num_train_epochs": self.intermediate_epochs,
+            "loss_type": list(self.layer_losses),
+            "augmented": False,
+        }
 
     def augmentation(self, seed: int) -> RandomWords | None:
         """What makes the variants; None without any."""

@@ -112,14 +112,12 @@ def task_distillation(
         task = UnlabelledText.from_task(task)
     unlabelled = _transfer_data(transfer, task, data, output_dir / "transfer", bool(teachers))
     rows = TaskRows(task, data, load_tokenizer(teachers[0] if teachers else student), unlabelled)
-    recipe = _recipe(rows, augmentation, bool(teachers))
+    recipe = _recipe(rows, augmentation, teachers, student)
     if augmentation == "auto":
         augmentation = recipe.augmentation(arguments.get("seed", 0))
     augmented = task.augmented if augmentation else ()  # raises if the task has none, before anything is trained
     chosen = PhaseArguments(arguments, fine_tuning or {}, intermediate, prediction or {}, labels or {}, early_stopping)
-    layers = _layers(rows, teachers, student, chosen)
-    has_labels, compares = "train" in data, compare == "labels"
-    phases = TaskPhases.build(task, output_dir, chosen, recipe, layers, has_labels, bool(teachers), compares)
+    phases = TaskPhases.build(task, output_dir, chosen, recipe, "train" in data, bool(teachers), compare == "labels")
     settings = {
         "teacher": [str(name) for name in teachers] if len(teachers) != 1 else str(teachers[0]),
         "student": dict(student) if isinstance(student, Mapping) else str(student),
@@ -199,36 +197,35 @@ def _transfer_data(
     return prepared
 
 
-def _recipe(rows: TaskRows, augmentation: Augmentation | str | None, has_teacher: bool) -> Recipe:
-    """The recipe for these rows and this augmentation."""
+def _recipe(
+    rows: TaskRows,
+    augmentation: Augmentation | str | None,
+    teachers: Sequence[str | Path],
+    student: Mapping[str, Any] | str | Path,
+) -> Recipe:
+    """The recipe for these rows, this augmentation and these models."""
     transfer = rows.transfer
     copies = augmentation.copies if isinstance(augmentation, Augmentation) else 0
     # a teacher has to label variants
-    if augmentation == "auto" and isinstance(rows.task, TextClassification) and has_teacher:
+    if augmentation == "auto" and isinstance(rows.task, TextClassification) and teachers:
         copies = 0 if transfer and transfer.has_logits else None
     labelled, unlabelled = len(rows.data.get("train", ())), len(transfer.rows) if transfer else 0
     sample = rows.sample()
     lengths = [len(ids) for ids in token_sequences(sample)]
     _warn_of_truncation(rows.task, lengths)
-    return Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
+    recipe = Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
+    if len(teachers) == 1 and (labelled or rows.transfer_rows is not None):
+        return replace(recipe, layer_losses=_layer_losses(teachers[0], student))
+    return recipe
 
 
-def _layers(
-    rows: TaskRows,
-    teachers: Sequence[str | Path],
-    student: Mapping[str, Any] | str | Path,
-    chosen: PhaseArguments,
-) -> list[str]:
-    """The losses of the intermediate phase of the default recipe; none if there is no such phase."""
-    distils = chosen.prediction.get("num_train_epochs") != 0 and ("train" in rows.data or rows.transfer_rows)
-    if chosen.intermediate != AUTO or len(teachers) != 1 or not distils:
-        return []
-    teacher = load_config(teachers[0])
-    if not isinstance(student, Mapping):
-        config = load_config(student)
-        return layer_losses(teacher, config.hidden_size, config.num_attention_heads)
-    sizes = [student.get(name) or getattr(teacher, name) for name in ("hidden_size", "num_attention_heads")]
-    return layer_losses(teacher, *sizes)
+def _layer_losses(teacher: str | Path, student: Mapping[str, Any] | str | Path) -> list[str]:
+    """The losses of the intermediate phase of the default recipe."""
+    config, names = load_config(teacher), ("hidden_size", "num_attention_heads")
+    if isinstance(student, Mapping):
+        return layer_losses(config, *(student.get(name) or getattr(config, name) for name in names))
+    start = load_config(student)
+    return layer_losses(config, start.hidden_size, start.num_attention_heads)
 
 
 def _warn_of_truncation(task: Task, lengths: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """The trainings of a task distillation, built from the user's arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ class TaskPhases:
         folder: Path,
         chosen: PhaseArguments,
         recipe: Recipe,
-        layers: Sequence[str],
         has_labels: bool,
         has_teacher: bool,
         compares: bool,
@@ -69,8 +68,7 @@ class TaskPhases:
             task: The task.
             folder: The folder of the run.
             chosen: The user's arguments.
-            recipe: The defaults that depend on the number of rows.
-            layers: The losses of an intermediate phase of the default recipe; none for no such phase.
+            recipe: The defaults that depend on rows and models.
             has_labels: Whether there are rows with labels.
             has_teacher: Whether there is a teacher.
             compares: Whether a second student is trained on the labels alone.
@@ -85,9 +83,8 @@ class TaskPhases:
         common, label_epochs = {**task.evaluation_arguments, **shared}, {"num_train_epochs": recipe.labels_epochs}
         arguments: dict[str, dict[str, Any]] = {}
         if chosen.intermediate == AUTO:
-            default = {"num_train_epochs": recipe.intermediate_epochs, "loss_type": [*layers], "augmented": False}
-            if layers:
-                arguments["intermediate"] = {**INTERMEDIATE, **default, **common}
+            if recipe.layer_losses and chosen.prediction.get("num_train_epochs") != 0:
+                arguments["intermediate"] = {**INTERMEDIATE, **recipe.intermediate_arguments, **common}
         elif chosen.intermediate is not None:
             arguments["intermediate"] = {**INTERMEDIATE, **common, **chosen.intermediate}
         prediction = PREDICTION | {"num_train_epochs": recipe.prediction_epochs}
