@@ -12,7 +12,7 @@ from .phase import INTERMEDIATE_LOSSES
 
 MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
-LAYER_READS = 64_000  # rows that the student reads in the intermediate phase, over all epochs
+LAYER_READS = 68_000  # rows that the student reads in the intermediate phase, over all epochs
 DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
 LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
 TEACHER_READS = 6_000  # rows that a teacher reads in fine-tuning, over all epochs
@@ -48,7 +48,7 @@ class Recipe:
         """The recipe for so many rows.
 
         A row has up to 10 variants, fewer if that would be more than 100,000 rows. The intermediate phase reads about
-        64,000 rows, without variants, and the prediction phase about 200,000, each in 1 to 10 epochs. The labels phase
+        68,000 rows, without variants, and the prediction phase about 200,000, each in 1 to 10 epochs. The labels phase
         reads about 16,000, in 3 to 10 epochs, and the fine-tuning of a teacher about 6,000, in as many. If rows have
         more than 40 tokens on average, all these numbers are smaller in proportion, so that the time of a run does not
         grow with the length of its rows.
