@@ -201,7 +201,7 @@ def test_size_and_speed(measured):
     assert (run.report.lengths["mean"], run.report.lengths["max"]) == (np.mean(lengths), max(lengths))
     assert abs(run.report.lengths["flops"] - np.mean(lengths)) < 1
     assert run.report.machine["threads"] == torch.get_num_threads()
-    assert run.report.machine["torch"] == torch.__version__
+    assert torch.__version__.startswith(run.report.machine["torch"])  # the build may say which CUDA it is for
 
 
 def test_rows_come_back_in_their_order(measure, teacher, student):
