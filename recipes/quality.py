@@ -143,7 +143,6 @@ class Runs:
         self.transfer = train.select(others).select_columns([*self.task.text]) if others else None
         self.unlabelled = datasets.DatasetDict({name: rows for name, rows in data.items() if name != "train"})
         self.data = datasets.DatasetDict(self.unlabelled, train=train.select(order[:labelled]))
-
         if options.half:
             self.transfer = self.half(self.transfer)
 

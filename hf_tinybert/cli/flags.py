@@ -60,8 +60,8 @@ def student_flags() -> argparse.ArgumentParser:
     phases("--fine_tuning", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning of the teacher")
     layers = (
         "distillation of the layers, before the others (default: of a student of less than half its teacher's width; "
+        "num_train_epochs=0 leaves it out)"
     )
-    layers += "num_train_epochs=0 leaves it out)"
     phases("--intermediate", nargs="*", metavar="KEY=VALUE", help=layers)
     phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
     phases("--labels", nargs="+", default=[], metavar="KEY=VALUE", help="training on the labels, after the others")
