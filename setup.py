@@ -36,10 +36,10 @@ setup(
     packages=find_packages(include=["hf_tinybert", "hf_tinybert.*"]),
     package_data={"hf_tinybert": ["LICENSE", "publishing/demo_page/*"]},
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.11",
         "transformers>=5.23,<6",
         "accelerate>=1.10",
-        "datasets>=4.0",
+        "datasets>=4.1",
         "evaluate>=0.4.6",
         "huggingface-hub>=1.31",
         "safetensors>=0.8",

@@ -54,13 +54,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 natively.
 
     That is a GPU of CUDA or ROCm that says so, or a CPU with such instructions. Every other device counts as one that
-    does not, and so does a CPU before torch 2.11, which does not tell its instructions.
+    does not.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # the library that uses the instructions
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in CPU_CAPABILITIES)
 
 

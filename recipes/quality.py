@@ -3,15 +3,18 @@
     python recipes/quality.py run --name cola --data folder/of/glue --task cola --teacher folder/of/teacher
     python recipes/quality.py run --name tweets --data tweets.csv --labelled 2400 --teacher folder --methods transfer
     python recipes/quality.py table recipes/results/quality
+    python recipes/quality.py curve recipes/results/quality --tasks mpnet_sst2 minilm_sst2
 
 Every run is a folder of --output_dir, whose scores and settings are copied to a small file in --results. A run that
 was killed continues with the same command. The method "labels" is the best of six settings on the first seed. --dev
 scores on a tenth of the training rows, for the choice of settings. `table` prints means and standard errors of seeds.
+`curve` draws score against transfer rows: all runs whose name is that of a task, "_" and a number of rows.
 """
 
 import argparse
 import json
 import random
+import re
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
@@ -19,6 +22,7 @@ from statistics import mean, stdev
 
 import datasets
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoTokenizer, set_seed
 
 from hf_tinybert import (
@@ -84,6 +88,9 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 verbs = parser.add_subparsers(dest="verb", required=True)
 add = verbs.add_parser("table").add_argument
 add("results", type=Path)
+add = verbs.add_parser("curve").add_argument
+add("results", type=Path, help="the figure is written there too, as transfer_rows.png")
+add("--tasks", nargs="+", required=True, help="names of runs without the number of rows; one part of the figure each")
 add = verbs.add_parser("run").add_argument
 add("--name", required=True, help="begins the name of every run")
 add("--data", required=True, help="folder of GLUE's tasks, or a file or Hub id with text and label")
@@ -123,6 +130,26 @@ def summary(values: list[float]) -> str:
     if len(values) < 2:
         return "".join(f"{value:.1f}" for value in values)
     return f"{mean(values):.1f} ± {stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def draw_curve() -> None:
+    """One part for each task: with labels, before them, and lines for the teacher and the labels alone."""
+    figure = Figure((7, 3.2), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(options.tasks), squeeze=False)[0], options.tasks, strict=True):
+        files = [file for file in options.results.glob(f"{task}_*.json") if re.match(r"_\d", file.stem[len(task) :])]
+        records = [json.loads(file.read_text()) for file in files]
+        records.sort(key=lambda record: record["results"].get("transfer", {}).get("rows", 0))
+        rows = [record["results"].get("transfer", {}).get("rows", 0) for record in records]
+        evaluated = [[entry for entry in r["logs"]["prediction"] if "eval_score" in entry] for r in records]
+        axes.plot(rows, [100 * r["scores"]["student"] for r in records], "o-", label="teacher's answers, then labels")
+        axes.plot(rows, [100 * log[-1]["eval_score"] for log in evaluated], "s--", label="teacher's answers alone")
+        alone = json.loads((options.results / f"{task}_labels_s0.json").read_text())["scores"]
+        for name, label, colour in (("teacher", "teacher", "black"), ("student", "labels alone", "grey")):
+            axes.axhline(100 * alone[name], color=colour, linestyle=":", label=label)
+        axes.set_xscale("symlog", linthresh=1000)
+        axes.set(title=task, xlabel="transfer rows", ylabel="score")
+    axes.legend(fontsize=8)
+    figure.savefig(options.results / "transfer_rows.png", dpi=100)
 
 
 class Runs:
@@ -227,6 +254,8 @@ class Runs:
 
 if options.verb == "table":
     print_table()
+elif options.verb == "curve":
+    draw_curve()
 else:
     runs = Runs()
     for method in options.methods:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -95,7 +96,7 @@ def general_distillation(
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})
     set_seed(phase.seed)
     if isinstance(student, Mapping):
-        sequences, init = list(rows.take(calibration_rows)), "random" if has_begun(phase) else init
+        sequences, init = list(islice(rows, calibration_rows)), "random" if has_begun(phase) else init
         model = create_student(
             teacher_model, **student, init=init, calibration_dataset=sequences, processing_class=tokenizer
         )

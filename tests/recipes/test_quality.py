@@ -41,6 +41,10 @@ def test_methods_seeds_and_table(tmp_path):
     assert head == "| run | teacher | labels | transfer |"
     scores = [json.loads((results / f"toy_transfer_s{seed}.json").read_text())["scores"]["student"] for seed in (0, 1)]
     assert f"| {50 * sum(scores):.1f} ± " in row
+    for file in results.glob("toy_transfer_*.json"):  # runs whose names tell the number of transfer rows
+        (results / file.name.replace("transfer", "40_transfer")).write_text(file.read_text())
+    launch(recipe, 1, "curve", results, "--tasks", "toy", folder=tmp_path)
+    assert (results / "transfer_rows.png").stat().st_size > 10_000
     runs = [f"runs/quality/toy_transfer_s{seed}" for seed in (0, 1)]
     recipe = ROOT / "recipes/calibration_error.py"
     printed = launch(recipe, 1, *runs, "--data", ".", "--task", "sst2", folder=tmp_path).splitlines()
