@@ -47,6 +47,7 @@ def in_browser(
 def _served(folder: Path, packages: Path) -> Iterator[str]:
     page = folder / "page"
     write_demo(page, folder, "latency", transformers_js=packages)
+    shutil.copytree(folder / "onnx", page / "student/onnx", dirs_exist_ok=True)  # the page takes one graph alone
     shutil.copy(HERE / "latency_measure.js", page)
     shutil.copy(HERE / "latency_page.js", page / "script.js")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Isolated, directory=page)) as server:

@@ -31,4 +31,4 @@ def test_engines_of_python(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("transformers_js")
 def test_engines_of_javascript(tmp_path):
-    measured(tmp_path, "torch", "node", "node_int8", "browser_int8")
+    measured(tmp_path, "torch", "node", "node_int8", "browser", "browser_int8")
