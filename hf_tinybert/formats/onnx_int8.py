@@ -51,13 +51,18 @@ class Int8Attempt:
         choice: The choice.
         megabytes: The size of the file.
         agreement: The agreement with float32; None if it was not measured.
-        passed: Whether it passed the quality gate and was accepted.
+        refused_for: "agreement" if it is too low, "score" if `accept` refused the choice; None if it passed.
     """
 
     choice: Int8Choice
     megabytes: float
     agreement: float | None
-    passed: bool
+    refused_for: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it passed the quality gate and was accepted."""
+        return self.refused_for is None
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,10 @@ class Int8Graph:
             choice = attempt.choice
             layers = ", ".join(name for _, name in choice.float_layers) or "–"
             value = "–" if attempt.agreement is None else f"{attempt.agreement:.4f}"
+            result = "passed" if attempt.passed else f"refused for its {attempt.refused_for}"
             lines.append(
                 f"| {choice.weights} bits | {choice.embeddings} bits | {layers} | {attempt.megabytes:.1f} | {value} | "
-                f"{'written' if attempt is self.chosen else 'passed' if attempt.passed else 'refused'} |"
+                f"{'written' if attempt is self.chosen else result} |"
             )
         return "\n".join(lines)
 
@@ -115,8 +121,8 @@ def quantize_onnx(
             little about real ones.
         min_agreement: The lowest agreement that is allowed, as in `export_onnx`. With 0 nothing is compared, and the
             first choice is written.
-        accept: Called with the file of a choice that passes; returns whether it may be written, for example because it
-            scores as well as the model. Default: every choice that passes.
+        accept: Called with the file of a choice whose agreement suffices; returns whether its score does too. Default:
+            every choice passes.
 
     Returns:
         The path of `onnx/model_quantized.onnx` in the same folder, and what was tried.
@@ -163,8 +169,10 @@ def _search(
         path = folder / f"{len(attempts)}.onnx"
         quantize(graph, choice, path)
         value = gate.measure(graph_forward(open_session(path))) if gate else None
-        passed = gate is None or (value >= gate.min_agreement and accept(path))
-        attempts.append(Int8Attempt(choice, path.stat().st_size / 1e6, value, passed))
+        refused_for = None
+        if gate is not None:
+            refused_for = "agreement" if value < gate.min_agreement else None if accept(path) else "score"
+        attempts.append(Int8Attempt(choice, path.stat().st_size / 1e6, value, refused_for))
         return attempts[-1]
 
     if gate is None:

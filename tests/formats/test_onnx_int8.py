@@ -84,6 +84,7 @@ def test_layers_stay_in_float_by_their_measured_error(served, tmp_path):
     assert [64, 32] in [list(tensor.dims) for tensor in floats]
     assert f"| {LAYER}" in result.to_markdown()
     assert result.to_markdown().count("written") == 1
+    assert "refused for its agreement" in result.to_markdown()
 
 
 def test_errors_of_layers_are_those_of_their_outputs(served, tmp_path):
@@ -122,6 +123,7 @@ def test_nothing_is_written_if_no_choice_passes(served, tmp_path):
     result = quantize_onnx(folder, real_rows(), 0.1, lambda path: path.name == "1.onnx")
     assert [attempt.passed for attempt in result.attempts] == [False, True, False]
     assert result.chosen is result.attempts[1]
+    assert result.to_markdown().count("refused for its score") == 2
     result = quantize_onnx(folder, min_agreement=0)
     assert [attempt.agreement for attempt in result.attempts] == [None]
     assert result.path.exists()
