@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -274,8 +275,9 @@ def _fits(shape: tuple[int, int], budget_gb: float, folder: Path) -> bool:
     size, room = 2 * shape[0] * shape[1], min(budget_gb * 1e9, 0.9 * shutil.disk_usage(folder).free)
     if size > room:
         logger.warning(
-            f"Teacher activations are not cached: they take {size / 1e9:.2f} GB ({2 * shape[1]} bytes a token), and "
-            f"teacher_cache_gb and the free disk allow {room / 1e9:.2f}."
+            f"Teacher activations are not cached, and the teacher runs in every epoch: they take {size / 1e9:.2f} GB "
+            f"({2 * shape[1]} bytes a token), and teacher_cache_gb and the free disk allow {room / 1e9:.2f}. "
+            f"With room on the disk, set teacher_cache_gb to {math.ceil(size / 1e9)}."
         )
     return size <= room
 
