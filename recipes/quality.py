@@ -14,7 +14,6 @@ scores on a tenth of the training rows, for the choice of settings. `table` prin
 import argparse
 import json
 import random
-import re
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,6 @@ from statistics import mean, stdev
 
 import datasets
 import torch
-from matplotlib.figure import Figure
 from transformers import AutoTokenizer, set_seed
 
 from hf_tinybert import (
@@ -133,16 +131,21 @@ def summary(values: list[float]) -> str:
 
 
 def draw_curve() -> None:
-    """One part for each task: with labels, before them, and lines for the teacher and the labels alone."""
+    """One part for each task: means of seeds with labels and before them, lines for the teacher and labels alone."""
+    from matplotlib.figure import Figure  # of the extra `report`
+
     figure = Figure((7, 3.2), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(options.tasks), squeeze=False)[0], options.tasks, strict=True):
-        files = [file for file in options.results.glob(f"{task}_*.json") if re.match(r"_\d", file.stem[len(task) :])]
-        records = [json.loads(file.read_text()) for file in files]
-        records.sort(key=lambda record: record["results"].get("transfer", {}).get("rows", 0))
-        rows = [record["results"].get("transfer", {}).get("rows", 0) for record in records]
-        evaluated = [[entry for entry in r["logs"]["prediction"] if "eval_score" in entry] for r in records]
-        axes.plot(rows, [100 * r["scores"]["student"] for r in records], "o-", label="teacher's answers, then labels")
-        axes.plot(rows, [100 * log[-1]["eval_score"] for log in evaluated], "s--", label="teacher's answers alone")
+        with_labels, before = defaultdict(list), defaultdict(list)
+        for file in options.results.glob(f"{task}_[0-9]*.json"):
+            record = json.loads(file.read_text())
+            rows = record["results"].get("transfer", {}).get("rows", 0)
+            evaluated = [entry["eval_score"] for entry in record["logs"]["prediction"] if "eval_score" in entry]
+            with_labels[rows].append(100 * record["scores"]["student"])
+            before[rows].append(100 * evaluated[-1])
+        for scores, style, label in ((with_labels, "o-", "answers, then labels"), (before, "s--", "answers alone")):
+            means = [mean(scores[rows]) for rows in sorted(scores)]
+            axes.plot(sorted(scores), means, style, label=f"teacher's {label}")
         alone = json.loads((options.results / f"{task}_labels_s0.json").read_text())["scores"]
         for name, label, colour in (("teacher", "teacher", "black"), ("student", "labels alone", "grey")):
             axes.axhline(100 * alone[name], color=colour, linestyle=":", label=label)

@@ -96,7 +96,13 @@ results = task_distillation(
 teacher = options.output_dir / "teacher" if (options.output_dir / "teacher").exists() else source
 alone = options.output_dir / "prediction"  # the student before it reads a label
 model, tokenizer = AutoModelForSequenceClassification.from_pretrained(alone), AutoTokenizer.from_pretrained(alone)
-args = TrainingArguments(str(options.output_dir), use_cpu=device.type == "cpu", report_to=[])
+args = TrainingArguments(
+    str(options.output_dir),
+    per_device_eval_batch_size=64,
+    bf16=multiplies_bfloat16(device),
+    use_cpu=device.type == "cpu",
+    report_to=[],
+)
 rows = {
     "teacher": (teacher, results["teacher"]),
     "student, initialised from the teacher, then the labels alone": (

@@ -170,8 +170,10 @@ def _search(
         quantize(graph, choice, path)
         value = gate.measure(graph_forward(open_session(path))) if gate else None
         refused_for = None
-        if gate is not None:
-            refused_for = "agreement" if value < gate.min_agreement else None if accept(path) else "score"
+        if gate and value < gate.min_agreement:
+            refused_for = "agreement"
+        elif gate and not accept(path):
+            refused_for = "score"
         attempts.append(Int8Attempt(choice, path.stat().st_size / 1e6, value, refused_for))
         return attempts[-1]
 
