@@ -96,7 +96,8 @@ def general_distillation(
         phase = replace(phase, arguments={**phase.arguments, "accelerator_config": {"dispatch_batches": False}})
     set_seed(phase.seed)
     if isinstance(student, Mapping):
-        sequences, init = list(islice(rows, calibration_rows)), "random" if has_begun(phase) else init
+        sequences = list(islice(rows, max(calibration_rows, 0)))
+        init = "random" if has_begun(phase) else init
         model = create_student(
             teacher_model, **student, init=init, calibration_dataset=sequences, processing_class=tokenizer
         )
