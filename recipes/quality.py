@@ -95,6 +95,7 @@ add("--data", required=True, help="folder of GLUE's tasks, or a file or Hub id w
 add("--task", choices=GLUE, help="of GLUE; default: that of the file")
 add("--teacher", required=True, help="Hub id or folder; fine-tuned first without a prediction head")
 add("--size", type=int, nargs=4, default=[4, 312, 1200, 12], help="layers, width, feed-forward, heads")
+add("--student", type=Path, help="folder of the student to go on with; default: one initialised from the teacher")
 add("--labelled", type=int, help="number of rows that keep their labels; default all")
 add("--transfer", type=int, help="number of the other rows that are transfer rows; default all")
 add("--half", choices=["entropy", "disagreement"], help="keep the half of these rows for which it is highest")
@@ -216,7 +217,7 @@ class Runs:
             self.data if chosen.pop("labelled") else self.unlabelled,
             options.teacher,
             folder,
-            student=start or sizes,
+            student=start or options.student or sizes,
             transfer=self.transfer if chosen.pop("transfer") else None,
             prediction={**options.prediction, **chosen.pop("prediction", {})},
             labels={**labels, **chosen.pop("labels", {})},
@@ -232,7 +233,10 @@ class Runs:
         record = {"name": options.name, "method": method + suffix, "seed": seed, "scores": scores, "results": results}
         settings = json.loads((folder / "settings.json").read_text())
         # not paths of this machine
-        record["settings"] = settings | {"teacher": Path(options.teacher).name, "student": sizes}
+        record["settings"] = settings | {
+            "teacher": Path(options.teacher).name,
+            "student": "/".join(options.student.parts[-2:]) if options.student else sizes,
+        }
         states = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/trainer_state.json")}
         record["logs"] = {phase: state["log_history"] for phase, state in states.items()}
         options.results.mkdir(parents=True, exist_ok=True)

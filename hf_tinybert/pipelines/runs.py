@@ -107,7 +107,11 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def train_once(
-    model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel] = ()
+    model: PreTrainedModel,
+    phase: Phase,
+    data: TrainingData,
+    teachers: Sequence[PreTrainedModel] = (),
+    start: Path | None = None,
 ) -> tuple[PreTrainedModel, TrainerState]:
     """Train and save a model in the folder of a phase, or read what an earlier call saved there.
 
@@ -118,6 +122,8 @@ def train_once(
         phase: The phase.
         data: The rows to train and to validate on.
         teachers: The teachers; none for a phase whose losses read none.
+        start: The folder that the model was loaded from. With `eval_on_start` and `load_best_model_at_end` the model
+            that is saved is this one if no epoch scores better.
 
     Returns:
         The model as it is saved, and the state of its training. If the phase selects the best model, the last one is
@@ -129,7 +135,11 @@ def train_once(
             checkpoint = last_checkpoint(phase)
             if phase.early_stopping is not None:
                 add_early_stopping(trainer, phase.early_stopping, checkpoint)
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # its weights cannot be put back
+            trainer.args.eval_on_start &= start is not None and checkpoint is None and not sharded
             trainer.train(resume_from_checkpoint=checkpoint)
+            if start is not None:
+                _prefer_start(trainer, start)
             _save(trainer, type(model), phase.folder)
     saved = load_saved(type(model), phase.folder)
     state = read_json(phase.folder / STATE, _again(phase.folder))
@@ -173,6 +183,20 @@ def _trainer(
     trainer.data_name, trainer.augmentation = data.name, data.augmentation
     name_bar(trainer, phase.title)
     return trainer
+
+
+def _prefer_start(trainer: ResumableTrainer, start: Path) -> None:
+    """Go back to the model before the training if no epoch scored better."""
+    args, state = trainer.args, trainer.state
+    name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    before = next((log[name] for log in state.log_history if log["step"] == 0 and name in log), None)
+    if not args.load_best_model_at_end or None in (before, state.best_metric):
+        return
+    if args.greater_is_better == (before < state.best_metric):
+        return
+    trainer.model.load_state_dict(load_saved(type(trainer.model), start).state_dict())
+    state.best_metric, state.best_global_step = before, 0
+    logger.info(f"No epoch scores better than the model before them, {name}={before:.4f}: it is kept.")
 
 
 def _save(trainer: ResumableTrainer, model_class: type[PreTrainedModel], folder: Path) -> None:

@@ -56,8 +56,10 @@ def task_distillation(
     `intermediate={"num_train_epochs": 3}, labels={"num_train_epochs": 0}, augmentation=MaskedWords(...)`.
 
     `output_dir` then holds `student`, the best epoch of the last phase by the task's score on the first validation
-    split, and `student_last`, its last epoch, both with tokenizer and model card. A fine-tuned teacher is in
-    `teacher`. The same call continues a run that was stopped, and ends with the same student.
+    split, and `student_last`, its last epoch, both with tokenizer and model card. If no epoch of the labels phase is
+    better than the student before it, that one is kept (not with FSDP or DeepSpeed; `labels={"eval_on_start": False}`
+    switches it off). A fine-tuned teacher is in `teacher`. The same call continues a run that was stopped, and ends
+    with the same student.
 
     Without labels (`data` has no `train` split) the student learns from transfer rows alone. If there is no validation
     split either, a tenth of them is held out, and the score is the agreement with the teacher (`TeacherAgreement`).
@@ -234,8 +236,8 @@ def _warn_of_truncation(task: Task, lengths: Sequence[int]) -> None:
     truncated = np.mean([length >= task.max_length for length in lengths])
     if truncated > MOST_TRUNCATED:
         logger.warning(
-            f"{truncated:.0%} of the rows are cut at {task.max_length} tokens: a higher max_length reads more of "
-            "them, and takes more time."
+            f"{truncated:.0%} of the rows reach {task.max_length} tokens, and longer ones are cut there: a higher "
+            "max_length reads more of them, and takes more time."
         )
 
 

@@ -90,7 +90,8 @@ class TaskPhases:
         prediction = PREDICTION | {"num_train_epochs": recipe.prediction_epochs}
         arguments["prediction"] = {**prediction, **common, **chosen.prediction}
         if has_labels:
-            arguments["labels"] = {**LABELS, **label_epochs, **common, "augmented": False, **chosen.labels}
+            own = {"augmented": False, "eval_on_start": True}
+            arguments["labels"] = {**LABELS, **label_epochs, **own, **common, **chosen.labels}
         *before, last = _names(arguments)
         if hub:
             arguments[last] = {"hub_model_id": folder.name, **hub, **arguments[last]}

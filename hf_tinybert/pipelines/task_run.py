@@ -104,12 +104,14 @@ class TaskRun:
 
     def distil(self, student: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> PreTrainedModel:
         """The student after all phases."""
+        before: Path | None = None
         for phase in self.phases.distilling:
             models = self._teachers_of(phase) or teachers
             data = self.rows.for_phase(phase, models)
             self.trained_rows = max(self.trained_rows, len(data.rows))
             # a teacher would find that the logits of another model are not its own
-            student = self._trained(student, phase, data, () if self.rows.reads_soft_labels(phase) else models)
+            used = () if self.rows.reads_soft_labels(phase) else models
+            student, before = self._trained(student, phase, data, used, before), phase.folder
         return student
 
     def baseline(self, start: PreTrainedModel) -> PreTrainedModel:
@@ -117,9 +119,14 @@ class TaskRun:
         return self._trained(copy.deepcopy(start), self.phases.baseline, self.rows.labelled(), ())
 
     def _trained(
-        self, model: PreTrainedModel, phase: Phase, data: TrainingData, teachers: Sequence[PreTrainedModel]
+        self,
+        model: PreTrainedModel,
+        phase: Phase,
+        data: TrainingData,
+        teachers: Sequence[PreTrainedModel],
+        start: Path | None = None,
     ) -> PreTrainedModel:
-        model, state = train_once(model, phase, data, teachers)
+        model, state = train_once(model, phase, data, teachers, start)
         self.states[phase.name] = [state]
         return model
 

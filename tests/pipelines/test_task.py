@@ -141,6 +141,28 @@ def test_best_and_last_epoch_are_both_saved(base, tmp_path):  # noqa: F811
         assert load(tmp_path / "out" / name).eval()(**inputs).loss.item() == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(1.0, True), (1e-4, False)])
+def test_the_student_before_the_labels_phase_is_a_candidate(base, tmp_path, rate, kept):  # noqa: F811
+    data = sentences(tmp_path)
+    save_classifier(base)
+    labels = {"learning_rate": rate, "metric_for_best_model": "loss", "greater_is_better": False}
+    chosen = {"student": SIZE, "augmentation": None, "labels": labels, **QUICK}
+
+    def run(output_dir):
+        return task_distillation(TASK, data, str(base), tmp_path / output_dir, **chosen)
+
+    killed_at_step(lambda: run("killed"), "killed/student", 5)
+    results = run("out")
+    assert run("killed")["student"] == results["student"]
+    losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out/student") if "eval_loss" in entry]
+    assert len(losses) == 1 + QUICK["num_train_epochs"]
+    assert (losses[0] == min(losses)) == kept
+    for name in ("out", "killed"):
+        before, student = (load(tmp_path / name / phase).state_dict() for phase in ("prediction", "student"))
+        assert all(torch.equal(before[key], student[key]) for key in before) == kept
+    assert f"| loss | {min(losses):.4f} |" in (tmp_path / "out/student/README.md").read_text()
+
+
 @pytest.mark.parametrize("labels", [("positive", "negative"), ("a", "b", "c")])
 def test_a_teacher_of_other_labels_is_refused(base, tmp_path, labels):  # noqa: F811
     head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
@@ -293,5 +315,5 @@ def test_rows_that_are_cut_are_reported_before_any_training(base, tmp_path, capl
     task = replace(GLUE["sst2"], max_length=max_length)
     with pytest.raises(ValueError, match="holds a run with other"):
         task_distillation(task, sentences(tmp_path), base, tmp_path / "out", student=SIZE)
-    warning = f"{share} of the rows are cut at {max_length} tokens"
+    warning = f"{share} of the rows reach {max_length} tokens"
     assert (warning in caplog.text) == (share is not None)
