@@ -117,6 +117,11 @@ class TaskPhases:
         return self.distilling[-1]
 
     @property
+    def may_merge_layers(self) -> bool:
+        """Whether no loss compares attention heads, so that the student may start from heads of all layers."""
+        return not any("attentions" in phase.reads for phase in self.distilling)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What `settings.json` records."""
         recorded: dict[str, Any] = {self.fine_tuning.name: self.fine_tuning.arguments}

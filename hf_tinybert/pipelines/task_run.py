@@ -96,7 +96,7 @@ class TaskRun:
             logger.info(f"Initialising the student from the teacher on {len(texts)} rows.")
         return create_student(
             teachers[0],
-            **{"dropout": 0.0, **student},
+            **{"dropout": 0.0, "merge_layers": phases.may_merge_layers, **student},
             init=init if needed else "random",  # a checkpoint replaces every weight anyway
             calibration_dataset=self.rows.tokens(texts),
             processing_class=self.rows.tokenizer,

@@ -11,7 +11,7 @@ from ..models.architectures import Attention
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """The attention heads of a teacher layer over the student's hidden states, in float64.
+    """Attention heads of a teacher over the student's hidden states, in float64.
 
     Attributes:
         query: (H, d, D' + 1), weights with the bias in the last column, d being the size of an attention head.
@@ -28,10 +28,6 @@ class AttentionHeads:
     output: Tensor
     input_moment: Tensor
     context_moment: Tensor
-
-    def largest(self, count: int) -> list[int]:
-        """The attention heads with the largest output, in their order."""
-        return largest_heads(output_energy(self.output, self.context_moment), count)
 
     def reduced(self, head: int, size: int, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """An attention head at a smaller size.
@@ -73,13 +69,12 @@ def largest_heads(energy: Tensor, count: int) -> list[int]:
     return energy.topk(count).indices.sort().values.tolist()
 
 
-def set_attention_heads(student: Attention, heads: AttentionHeads, chosen: list[int]) -> None:
-    """Give the student some attention heads, each reduced to the student's size if that is smaller.
+def set_attention_heads(student: Attention, heads: AttentionHeads) -> None:
+    """Give the student its attention heads, each reduced to the student's size if that is smaller.
 
     Args:
         student: The student's attention sublayer, which is changed.
-        heads: The teacher's attention heads.
-        chosen: The teacher's attention head of each one of the student's.
+        heads: An attention head of the teacher for each one of the student's.
     """
     size = student.query.out_features // student.num_heads
     teacher_size = heads.query.shape[1]
@@ -89,13 +84,13 @@ def set_attention_heads(student: Attention, heads: AttentionHeads, chosen: list[
     # What an attention head has beyond the teacher's size contributes neither to the scores nor to the output.
     for parameter in (*student.query.parameters(), student.output.weight):
         parameter.zero_()
-    for index, head in enumerate(chosen):
+    for head in range(student.num_heads):
         if rank < teacher_size:
             query, key, value, output = heads.reduced(head, rank, scale)
         else:
             query, key = scale * heads.query[head], scale * heads.key[head]
             value, output = heads.value[head], heads.output[:, head]
-        rows = slice(index * size, index * size + rank)
+        rows = slice(head * size, head * size + rank)
         for linear, weight in ((student.query, query), (student.key, key), (student.value, value)):
             _set_rows(linear, rows, weight)
         student.output.weight[:, rows] = output.float()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from statistics import median
 from time import perf_counter
 
@@ -45,7 +46,11 @@ class FitCost:
 
 
 def fit_cost(
-    student: PreTrainedModel, teacher: PreTrainedModel, lengths: Sequence[int], batch_size: int = 32
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    lengths: Sequence[int],
+    batch_size: int = 32,
+    merge_layers: bool = False,
 ) -> FitCost:
     """Estimate the cost of `create_student(init="teacher")` on calibration data.
 
@@ -57,23 +62,27 @@ def fit_cost(
         teacher: The teacher, on the device of the fit.
         lengths: The number of tokens of each calibration row.
         batch_size: The number of calibration rows a batch.
+        merge_layers: Whether a student layer takes heads and units of all teacher layers that it stands for.
     """
     blocks, teacher_blocks = (architecture_of(model.config).blocks(model) for model in (student, teacher))
     tokens, width, student_width = sum(lengths), teacher.config.hidden_size, student.config.hidden_size
     units, depth = blocks[0].feed_forward.intermediate.out_features, len(blocks)
+    taken = len(teacher_blocks) if merge_layers else depth
     surveyed = min(SURVEY_TOKENS, tokens) if student_width < width else 0
     single = 2 * (tokens + surveyed) * _weights(teacher_blocks) + 8 * tokens * _weights(blocks)
     single += 2 * surveyed * width**2 * (len(teacher_blocks) + 1) + 4 * tokens * depth * width * student_width
-    moments = 2 * student_width * (student_width + width) + 2 * student_width**2 + units * (units + student_width)
-    solutions = [(student_width, width), (student_width, student_width)] * 2 + [(units, student_width)]
-    double = 2 * tokens * (depth * moments + width * (width + student_width))
-    double += SOLUTIONS * (depth * sum(_solution(*size) for size in solutions) + _solution(width, student_width))
+    moments = 4 * student_width**2 + units * (units + student_width)
+    double = 2 * tokens * (depth * moments + 2 * taken * student_width * width + width * (width + student_width))
+    solutions = 2 * taken * _solution(student_width, width) + 2 * depth * _solution(student_width, student_width)
+    solutions += depth * _solution(units, student_width) + _solution(width, student_width)
+    double += SOLUTIONS * solutions
     seconds = single / _speed(torch.float32, teacher.device) + double / _speed(torch.float64, teacher.device)
     longest_batch = min(batch_size, len(lengths)) * max(lengths)
     teacher_units = teacher_blocks[0].feed_forward.intermediate.out_features
     memory = student.get_memory_footprint() + 8 * MOMENT_COPIES * max(units, width) ** 2
     memory += longest_batch * (12 * teacher_units + 24 * max(units, width))
-    return FitCost(student.num_parameters(), seconds / EFFICIENCY, memory, 4 * tokens * (width + 3 * student_width))
+    disk = 4 * tokens * ((1 + ceil(taken / depth)) * width + 3 * student_width)
+    return FitCost(student.num_parameters(), seconds / EFFICIENCY, memory, disk)
 
 
 @torch.no_grad()

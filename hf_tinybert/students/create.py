@@ -21,6 +21,7 @@ from .copy_layers import copy_layers
 from .fit_model import fit_model
 
 INITS = ("teacher", "layers", "random")
+CHOICES = ("layer_mapping", "dropout", "merge_layers")  # of a student beside its sizes
 
 
 def create_student(
@@ -36,6 +37,7 @@ def create_student(
     batch_size: int = 32,
     embedding_size: int | None = None,
     dropout: float | None = None,
+    merge_layers: bool = False,
 ) -> PreTrainedModel:
     """Create a smaller model of the teacher's class, with its labels and vocabulary.
 
@@ -68,6 +70,10 @@ def create_student(
             The student of an ELECTRA remains an ELECTRA. The student of a BERT is an ALBERT whose layers share
             nothing.
         dropout: The probability of every dropout. By default the probabilities are the teacher's.
+        merge_layers: Whether a layer that is fitted takes the attention heads and feed-forward units that write most
+            of all teacher layers that it stands for: g(m) and those skipped before it. Such a student learned more of
+            CoLA and STS-B from labels and logits. Default False: those of teacher layer g(m) alone, which losses that
+            compare attention heads need.
 
     Returns:
         The student, in float32, in training mode and on the teacher's device.
@@ -101,7 +107,7 @@ def create_student(
             copy_layers(student, teacher, plan.layers)
         if init == "teacher" and calibration_dataset is not None:
             batches = calibration_batches(calibration_dataset, processing_class, teacher, batch_size)
-            fit_model(student, _in_float32(teacher), plan.layers, batches)
+            fit_model(student, _in_float32(teacher), plan.layers, batches, merge_layers)
             calibration_rows = sum(len(batch.held_out_rows) for batch in batches)
             replace(lineage, calibration_rows=calibration_rows).write(student.config)
     return student.train()
@@ -136,8 +142,8 @@ def check_student(teacher_config: PretrainedConfig, student: Mapping[str, Any], 
         ValueError: As in `create_student`.
     """
     sizes = {name: student.get(name) for name in StudentSize.__dataclass_fields__}
-    if unknown := [*student.keys() - {*sizes, "layer_mapping", "dropout"}]:
-        known = ", ".join([*sizes, "layer_mapping", "dropout"])
+    if unknown := [*student.keys() - {*sizes, *CHOICES}]:
+        known = ", ".join([*sizes, *CHOICES])
         raise ValueError(f"The student has unknown sizes {unknown}; it may have {known}.")
     if not architecture_of(teacher_config).has_size(teacher_config, "embedding_size"):
         del sizes["embedding_size"]  # of a teacher with a projection after its embeddings

@@ -34,7 +34,7 @@ def embed(model: PreTrainedModel, batch: CalibrationBatch) -> Tensor:
 
 
 def embedded_states(
-    teacher: PreTrainedModel, batches: list[CalibrationBatch], student_width: int
+    teacher: PreTrainedModel, batches: list[CalibrationBatch], student_width: int, group_size: int
 ) -> CalibrationStates:
     """What enters the teacher's first layer, and room for the states of a student.
 
@@ -42,8 +42,9 @@ def embedded_states(
         teacher: The teacher, in eval mode.
         batches: The calibration data.
         student_width: D'.
+        group_size: The largest number of teacher layers whose heads and units one layer of the student takes.
     """
-    states = CalibrationStates.allocate(batches, teacher.config.hidden_size, student_width)
+    states = CalibrationStates.allocate(batches, teacher.config.hidden_size, student_width, group_size)
     for i, batch in enumerate(batches):
         states.teacher[i] = embed(teacher, batch)
     return states

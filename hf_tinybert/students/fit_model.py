@@ -10,7 +10,7 @@ from ..models.architectures import architecture_of
 from .calibration import CalibrationBatch
 from .cost import fit_cost
 from .fit_embeddings import embedded_states, fit_embeddings
-from .fit_encoder import fit_encoder
+from .fit_encoder import fit_encoder, layer_groups
 from .fit_heads import fit_heads
 from .states import CalibrationStates, padded
 from .survey import SurveySize, survey, survey_batches
@@ -19,7 +19,11 @@ logger = logging.get_logger(__name__)
 
 
 def fit_model(
-    student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int], batches: list[CalibrationBatch]
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    layers: list[int],
+    batches: list[CalibrationBatch],
+    merge_layers: bool = False,
 ) -> None:
     """Fit every weight of the student that follows from the teacher.
 
@@ -31,16 +35,20 @@ def fit_model(
         teacher: The teacher, in float32 and eval mode.
         layers: The teacher layer of each student layer, counted from 1 and increasing.
         batches: The calibration data.
+        merge_layers: Whether a student layer takes heads and units of all teacher layers that it stands for.
     """
     lengths = [length for batch in batches for length in batch.mask.sum(1).tolist()]
-    cost = fit_cost(student, teacher, lengths, len(batches[0].held_out_rows))
+    cost = fit_cost(student, teacher, lengths, len(batches[0].held_out_rows), merge_layers)
     logger.info("Fitting a student: %s.", cost)
     architecture = architecture_of(teacher.config)
     blocks, teacher_blocks = architecture_of(student.config).blocks(student), architecture.blocks(teacher)
-    states = embedded_states(teacher, batches, student.config.hidden_size)
+    groups = layer_groups(teacher_blocks, layers, merge_layers)
+    group_size = max(len(group.taken) for group in groups)
+    states = embedded_states(teacher, batches, student.config.hidden_size, group_size)
     bias = architecture.relative_bias(teacher)
     num_heads = None if bias is None else blocks[0].attention.num_heads
-    size = SurveySize(student.config.hidden_size, num_heads, layers)
+    counted = list(range(1, layers[-1] + 1)) if merge_layers else layers
+    size = SurveySize(student.config.hidden_size, num_heads, counted)
     runs = len(teacher_blocks) * (len(batches) + len(survey_batches(states)))
     description = f"Fitting {cost.parameters / 1e6:.1f} M parameters"
     with tqdm(total=runs, desc=description, unit="layer", mininterval=1.0) as bar:
@@ -48,7 +56,7 @@ def fit_model(
         if bias is not None:
             architecture.relative_bias(student).weight.copy_(bias.weight[:, heads])
         table_map = fit_embeddings(student, teacher, basis, states)
-        fit_encoder(blocks, teacher_blocks, layers, basis, states, heads, bar.update)
+        fit_encoder(blocks, groups, basis, states, heads, bar.update)
         for i, batch in enumerate(batches):
             for block in teacher_blocks[layers[-1] :]:
                 states.teacher[i] = block.run(padded(states.teacher[i], batch.mask), batch.mask)[batch.mask]

@@ -4,7 +4,7 @@ Only the two functions here know where the LayerNorm is: how the linear maps rea
 output projection and the LayerNorm after it write them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ ROUNDS = 1
 
 
 class InputFit:
-    """Refits linear maps of what the teacher's sublayer receives, z, to what the student's receives, z'.
+    """Refits linear maps of what sublayers of the teacher receive, z, to what the student's receives, z'.
 
     Ridge regression is linear in its targets, so that z is regressed on z' in place of each map of z.
 
@@ -31,57 +31,62 @@ class InputFit:
 
     Args:
         student: The student's sublayer; the LayerNorm of a pre-norm sublayer is changed.
-        teacher: The teacher's sublayer.
+        teachers: The teacher's sublayers.
         basis: P, (D, D').
     """
 
-    def __init__(self, student: Sublayer, teacher: Sublayer, basis: Tensor):
+    def __init__(self, student: Sublayer, teachers: Sequence[Sublayer], basis: Tensor):
         self.basis = basis
-        self.norm = teacher.norm if teacher.norm_first else None
+        self.teachers = teachers
         self.fit, self.held_out = Moments(), Moments()
         if student.norm_first:
             _reset(student.norm)
 
-    def add(self, student_inputs: Tensor, teacher_inputs: Tensor, is_held_out: Tensor) -> None:
+    def add(self, student_inputs: Tensor, teacher_inputs: Sequence[Tensor], is_held_out: Tensor) -> None:
         """Add real tokens.
 
         Args:
             student_inputs: z', (tokens, D').
-            teacher_inputs: z, (tokens, D).
+            teacher_inputs: z of each of the teacher's sublayers, (tokens, D).
             is_held_out: (tokens,), true at held-out tokens.
         """
+        targets = torch.cat(tuple(teacher_inputs), -1)
         for moments, rows in ((self.fit, ~is_held_out), (self.held_out, is_held_out)):
-            moments.add(student_inputs[rows], teacher_inputs[rows])
+            moments.add(student_inputs[rows], targets[rows])
 
     def mean_moment(self) -> Tensor:
         """E z'z'ᵀ with a constant 1 appended to z', (D' + 1, D' + 1)."""
         total = self.fit.inputs + self.held_out.inputs
         return total / total[-1, -1]
 
-    def refitted(self, weight: Tensor, has_bias: bool) -> Tensor:
+    def refitted(self, index: int, weight: Tensor, has_bias: bool) -> Tensor:
         """A linear map of z as a map of z'.
 
         Args:
+            index: The number of the teacher's sublayer that receives z, from 0.
             weight: The map of z, (D + 1, outputs).
             has_bias: Whether the map has a bias.
 
         Returns:
             The map of z', (D' + 1, outputs).
         """
-        readout = weight[:-1]  # errors count as those of the map
-        refitted = validated_ridge(self.fit, self.held_out, self._prior(), has_bias, readout) @ readout
+        width = len(self.basis)
+        columns = slice(index * width, (index + 1) * width)
+        fit, held_out = (Moments(part.inputs, part.cross[:, columns]) for part in (self.fit, self.held_out))
+        prior = self._prior(self.teachers[index], fit + held_out)
+        # Errors of z count as those of the map.
+        refitted = validated_ridge(fit, held_out, prior, has_bias, readout=weight[:-1]) @ weight[:-1]
         refitted[-1] += weight[-1]
         return refitted
 
-    def _prior(self) -> Tensor:
-        """The map from z' to z, (D' + 1, D)."""
+    def _prior(self, teacher: Sublayer, total: Moments) -> Tensor:
+        """The map from z' to the z of a sublayer of the teacher, (D' + 1, D)."""
         offset = torch.zeros_like(self.basis[:, 0])
-        if self.norm is None:
+        if not teacher.norm_first:
             return torch.cat([self.basis.T, offset[None]])
-        if self.norm.bias is not None:
-            offset = self.norm.bias.double()
-        directions = self.basis.T * self.norm.weight.double()
-        total = self.fit + self.held_out
+        if teacher.norm.bias is not None:
+            offset = teacher.norm.bias.double()
+        directions = self.basis.T * teacher.norm.weight.double()
         cross = total.cross[:-1] - total.inputs[:-1, -1:] * offset
         scale = (directions * cross).sum() / (directions * (total.inputs[:-1, :-1] @ directions)).sum()
         return torch.cat([scale * directions, offset[None]])

@@ -59,6 +59,8 @@ class CalibrationStates:
         student: The student's hidden states, rows of D' numbers.
         contexts: What the output projection of the student's attention sublayer receives, rows of D' numbers.
         targets: What the student's next hidden states are fitted to, rows of D' numbers.
+        middles: The teacher's states between attention and feed-forward sublayer, rows of D numbers, a store for each
+            of the layers whose heads and units one layer of the student takes.
     """
 
     batches: list[CalibrationBatch]
@@ -66,11 +68,22 @@ class CalibrationStates:
     student: TokenStore
     contexts: TokenStore
     targets: TokenStore
+    middles: list[TokenStore]
 
     @classmethod
-    def allocate(cls, batches: list[CalibrationBatch], width: int, student_width: int) -> "CalibrationStates":
-        """Stores for a teacher of width D and a student of width D'."""
-        return cls(batches, TokenStore(batches, width), *(TokenStore(batches, student_width) for _ in range(3)))
+    def allocate(
+        cls, batches: list[CalibrationBatch], width: int, student_width: int, group_size: int
+    ) -> "CalibrationStates":
+        """Stores for a teacher of width D and a student of width D'.
+
+        Args:
+            batches: The calibration data.
+            width: D.
+            student_width: D'.
+            group_size: The largest number of teacher layers whose heads and units one layer of the student takes.
+        """
+        stores = [TokenStore(batches, size) for size in (width, *[student_width] * 3)]
+        return cls(batches, *stores, [TokenStore(batches, width) for _ in range(group_size)])
 
 
 def padded(rows: Tensor, mask: Tensor) -> Tensor:

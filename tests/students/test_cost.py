@@ -26,7 +26,10 @@ def test_the_cost_grows_with_the_rows_and_the_sizes(teacher):
     teacher.config.num_hidden_layers = 8
     deeper = fit_cost(small, build(type(teacher), teacher.config), [10] * 10**6)
     assert deeper.seconds > 1.05 * few.seconds
-    assert few.disk == 10**7 * 4 * (24 + 3 * 16)
+    assert few.disk == 10**7 * 4 * (2 * 24 + 3 * 16)
+    merged = fit_cost(small, teacher, [10] * 10**6, merge_layers=True)
+    assert merged.seconds > few.seconds
+    assert merged.disk > few.disk
 
 
 def test_the_cost_is_logged_before_the_fit(teacher, caplog):

@@ -80,7 +80,7 @@ def test_the_factors_are_nearly_the_best_of_their_width(width):
 def test_the_encoder_is_fitted_to_what_the_embeddings_compute(model_class, config, sizes):
     teacher, dataset = build(model_class, config), rows(40)
     student = create_student(teacher, **SMALL, **sizes, init="random").eval()
-    states = embedded_states(teacher, calibration_batches(dataset, None, teacher, 40), 16)
+    states = embedded_states(teacher, calibration_batches(dataset, None, teacher, 40), 16, 1)
     basis = torch.linalg.qr(torch.randn(24, 16, dtype=torch.float64)).Q
     fit_embeddings(student, teacher, basis, states)
     batch = states.batches[0]

@@ -16,7 +16,7 @@ def surveyed(name, width):
     """What is found on all tokens, and the hidden states of the real tokens, the embedding output included."""
     teacher = build(*TEACHERS[name])
     batches = calibration_batches(rows(40), None, teacher, 16)
-    blocks, states = architecture_of(teacher.config).blocks(teacher), embedded_states(teacher, batches, width)
+    blocks, states = architecture_of(teacher.config).blocks(teacher), embedded_states(teacher, batches, width, 1)
     basis, heads = survey(blocks, states, SurveySize(width, None, [2, 4]), lambda: None)
     assert heads is None
     hidden = []
@@ -53,7 +53,7 @@ def test_at_the_teachers_width_it_is_the_identity():
 @torch.no_grad()
 def test_short_and_long_batches_are_chosen(monkeypatch):
     teacher = build(*TEACHERS["bert"])
-    states = embedded_states(teacher, calibration_batches(rows(160), None, teacher, 8), 24)
+    states = embedded_states(teacher, calibration_batches(rows(160), None, teacher, 8), 24, 1)
     assert survey_batches(states) == list(range(20))
     monkeypatch.setattr("hf_tinybert.students.survey.SURVEY_TOKENS", 300)
     assert survey_batches(states) == [1, 4, 7, 10, 13, 16, 19]
