@@ -192,7 +192,7 @@ def _prefer_start(trainer: ResumableTrainer, start: Path) -> None:
     before = next((log[name] for log in state.log_history if log["step"] == 0 and name in log), None)
     if not args.load_best_model_at_end or None in (before, state.best_metric):
         return
-    if args.greater_is_better == (before < state.best_metric):
+    if (state.best_metric > before) if args.greater_is_better else (state.best_metric < before):
         return
     trainer.model.load_state_dict(load_saved(type(trainer.model), start).state_dict())
     state.best_metric, state.best_global_step = before, 0

@@ -72,7 +72,7 @@ def create_student(
         dropout: The probability of every dropout. By default the probabilities are the teacher's.
         merge_layers: Whether a layer that is fitted takes the attention heads and feed-forward units that write most
             of all teacher layers that it stands for: g(m) and those skipped before it. Such a student learned more of
-            CoLA and STS-B from labels and logits. Default False: those of teacher layer g(m) alone, which losses that
+            CoLA and STS-B from labels. Default False: those of teacher layer g(m) alone, which losses that
             compare attention heads need.
 
     Returns:
