@@ -8,7 +8,7 @@
 Every run is a folder of --output_dir, whose scores and settings are copied to a small file in --results. A run that
 was killed continues with the same command. The method "labels" is the best of six settings on the first seed. --dev
 scores on a tenth of the training rows, for the choice of settings. `table` prints means and standard errors of seeds.
-`curve` draws score against transfer rows: all runs whose name is that of a task, "_" and a number of rows.
+`curve` draws score against transfer rows: a task's runs with all of them, and those named after it, "_" and a number.
 """
 
 import argparse
@@ -81,6 +81,7 @@ METHODS = {
     "logit_error": {"transfer": True, "prediction": {"losses": [LogitError()]}},
     "standardised_logits": {"transfer": True, "prediction": {"losses": [StandardisedLogits()]}},
 }
+DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
 LABEL_SETTINGS = [{"num_train_epochs": n, "learning_rate": rate} for n, rate in product((2, 4, 8), (5e-5, 1e-4))]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,6 +91,7 @@ add("results", type=Path)
 add = verbs.add_parser("curve").add_argument
 add("results", type=Path, help="the figure is written there too, as transfer_rows.png")
 add("--tasks", nargs="+", required=True, help="names of runs without the number of rows; one part of the figure each")
+add("--titles", nargs="+", help="of the parts; default these names")
 add = verbs.add_parser("run").add_argument
 add("--name", required=True, help="begins the name of every run")
 add("--data", required=True, help="folder of GLUE's tasks, or a file or Hub id with text and label")
@@ -136,10 +138,14 @@ def draw_curve() -> None:
     """One part for each task: means of seeds with labels and before them, lines for the teacher and labels alone."""
     from matplotlib.figure import Figure  # of the extra `report`
 
-    figure = Figure((7, 3.2), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(options.tasks), squeeze=False)[0], options.tasks, strict=True):
+    figure = Figure((2 + 4 * len(options.tasks), 3.2), layout="constrained")
+    parts = figure.subplots(1, len(options.tasks), squeeze=False)[0]
+    for axes, task, title in zip(parts, options.tasks, options.titles or options.tasks, strict=True):
         with_labels, before = defaultdict(list), defaultdict(list)
-        for file in options.results.glob(f"{task}_[0-9]*.json"):
+        for file in [
+            *options.results.glob(f"{task}_[0-9]*.json"),
+            *options.results.glob(f"{task}_transfer_s[0-9]*.json"),
+        ]:
             record = json.loads(file.read_text())
             rows = record["results"].get("transfer", {}).get("rows", 0)
             evaluated = [entry["eval_score"] for entry in record["logs"]["prediction"] if "eval_score" in entry]
@@ -148,11 +154,14 @@ def draw_curve() -> None:
         for scores, style, label in ((with_labels, "o-", "answers, then labels"), (before, "s--", "answers alone")):
             means = [mean(scores[rows]) for rows in sorted(scores)]
             axes.plot(sorted(scores), means, style, label=f"teacher's {label}")
-        alone = json.loads((options.results / f"{task}_labels_s0.json").read_text())["scores"]
+        alone = [json.loads(file.read_text())["scores"] for file in options.results.glob(f"{task}_labels_s*.json")]
         for name, label, colour in (("teacher", "teacher", "black"), ("student", "labels alone", "grey")):
-            axes.axhline(100 * alone[name], color=colour, linestyle=":", label=label)
+            axes.axhline(100 * mean(scores[name] for scores in alone), color=colour, linestyle=":", label=label)
         axes.set_xscale("symlog", linthresh=1000)
-        axes.set(title=task, xlabel="transfer rows", ylabel="score")
+        ticks = sorted(with_labels)
+        axes.set(xticks=ticks, xticklabels=[f"{rows:,}" for rows in ticks], xlim=(-200, 1.3 * ticks[-1]))
+        axes.minorticks_off()
+        axes.set(title=title, xlabel="transfer rows", ylabel="score")
     axes.legend(fontsize=8)
     figure.savefig(options.results / "transfer_rows.png", dpi=100)
 
@@ -183,7 +192,7 @@ class Runs:
         tokenizer = AutoTokenizer.from_pretrained(options.teacher)
         tokens = self.task.tokenize(rows, tokenizer)
         models = [options.teacher] + ([self.start(options.seeds[0])] if options.half == "disagreement" else [])
-        logits = [cache_logits(self.task.load_model(model)[0], tokens, tokenizer) for model in models]
+        logits = [cache_logits(self.task.load_model(model)[0].to(DEVICE), tokens, tokenizer) for model in models]
         teacher, *start = (torch.tensor(each["teacher_logits"][:]).log_softmax(-1) for each in logits)
         value = (teacher.exp() * (teacher - start[0])).sum(-1) if start else -(teacher.exp() * teacher).sum(-1)
         return rows.select(sorted(value.argsort(descending=True)[: len(rows) // 2].tolist()))
@@ -195,7 +204,7 @@ class Runs:
             set_seed(seed)
             rows = self.data["train"].select(range(min(2000, len(self.data["train"]))))
             tokenizer = AutoTokenizer.from_pretrained(options.teacher)
-            teacher, (_, width, _, heads) = self.task.load_model(options.teacher)[0], options.size
+            teacher, (_, width, _, heads) = self.task.load_model(options.teacher)[0].to(DEVICE), options.size
             student = create_student(
                 teacher,
                 *options.size,
@@ -225,7 +234,7 @@ class Runs:
             prediction={**options.prediction, **chosen.pop("prediction", {})},
             labels={**labels, **chosen.pop("labels", {})},
             seed=seed,
-            use_cpu=not torch.accelerator.is_available(),
+            use_cpu=DEVICE.type == "cpu",
             report_to=[],
             disable_tqdm=True,
             **chosen,
@@ -259,7 +268,7 @@ class Runs:
         text = json.dumps(record | {"method": "labels"}, indent=1)
         (options.results / f"{options.name}_labels_s{first}.json").write_text(text)
         for seed in others:
-            self.score("labels", seed, LABEL_SETTINGS[best])
+            self.score("labels", seed, LABEL_SETTINGS[best], start=self.start(seed))
 
 
 if options.verb == "table":

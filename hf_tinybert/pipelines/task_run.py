@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..lineage import Lineage, ModelRecord
 from ..students import create_student
+from ..teachers.teacher import place
 from ..training.arguments import DistillationArguments
 from .phase import Phase
 from .runs import TrainingData, has_begun, load_saved, train_once
@@ -59,9 +60,11 @@ class TaskRun:
     def fine_tuned(self, names: Sequence[str | Path], phase: Phase) -> list[PreTrainedModel]:
         """The models of these names; those without a prediction head for the task are fine-tuned."""
         task, models, self.states[phase.name] = self.rows.task, [], []
+        device = DistillationArguments(str(phase.folder), **phase.arguments).device
         for number, name in enumerate(names, start=1):
             set_seed(phase.seed)
             model, untrained = task.load_model(name)
+            place(model, device)  # logits may be cached before a Trainer moves it
             if untrained:
                 logger.info(f"'{name}' has no prediction head for the task '{task.name}': it is fine-tuned first.")
                 Lineage(finetuned_from=ModelRecord.from_config(model.config)).write(model.config)

@@ -24,15 +24,17 @@ logger = logging.get_logger(__name__)
 TEACHER_LOGITS, TEACHER_ROW = "teacher_logits", "teacher_row"
 
 
-@contextmanager
-def frozen(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """A teacher in eval mode, without gradients, on `device`; at the end modes and gradients are as they were.
-
-    A teacher that is spread over devices or quantised stays where it is.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def place(model: PreTrainedModel, device: torch.device) -> None:
+    """Move a teacher to a device, unless it is spread over devices or quantised."""
     if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
         model.to(device)
+
+
+@contextmanager
+def frozen(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """A teacher placed on `device`, in eval mode without gradients; at the end modes and gradients are as they were."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    place(model, device)
     with same_modes(model):
         model.requires_grad_(False).eval()
         try:
