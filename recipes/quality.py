@@ -252,7 +252,7 @@ class Runs:
         states = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/trainer_state.json")}
         record["logs"] = {phase: state["log_history"] for phase, state in states.items()}
         options.results.mkdir(parents=True, exist_ok=True)
-        (options.results / f"{folder.name}.json").write_text(json.dumps(record, indent=1))
+        (options.results / f"{folder.name}.json").write_text(json.dumps(record) + "\n")
         return scores["student"]
 
     def labels(self) -> None:
@@ -265,7 +265,7 @@ class Runs:
         ]
         best = scores.index(max(scores))
         record = json.loads((options.results / f"{options.name}_labels{suffixes[best]}_s{first}.json").read_text())
-        text = json.dumps(record | {"method": "labels"}, indent=1)
+        text = json.dumps(record | {"method": "labels"}) + "\n"
         (options.results / f"{options.name}_labels_s{first}.json").write_text(text)
         for seed in others:
             self.score("labels", seed, LABEL_SETTINGS[best], start=self.start(seed))
