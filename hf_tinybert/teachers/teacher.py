@@ -32,7 +32,7 @@ def place(model: PreTrainedModel, device: torch.device) -> None:
 
 @contextmanager
 def frozen(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """A teacher placed on `device`, in eval mode without gradients; at the end modes and gradients are as they were."""
+    """A teacher on `device`, in eval mode, without gradients; at the end modes and gradients are as they were."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     place(model, device)
     with same_modes(model):
