@@ -68,7 +68,11 @@ results = task_distillation(
     student=options.student or size,
     init=options.init,
     fine_tuning={"num_train_epochs": epochs[0], "learning_rate": 5e-5},
-    intermediate={"num_train_epochs": epochs[1], "learning_rate": options.learning_rate},
+    intermediate={
+        "num_train_epochs": epochs[1],
+        "learning_rate": options.learning_rate,
+        "loss_type": ["attention", "hidden", "embedding"],
+    },
     prediction={
         "num_train_epochs": epochs[2],
         "learning_rate": options.learning_rate,

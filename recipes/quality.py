@@ -33,7 +33,6 @@ from hf_tinybert import (
     task_distillation,
 )
 from hf_tinybert.pipelines.data import hold_out, load_task
-from hf_tinybert.pipelines.recipe import layer_losses
 
 
 class LogitError(DistillationLoss):
@@ -204,12 +203,11 @@ class Runs:
             set_seed(seed)
             rows = self.data["train"].select(range(min(2000, len(self.data["train"]))))
             tokenizer = AutoTokenizer.from_pretrained(options.teacher)
-            teacher, (_, width, _, heads) = self.task.load_model(options.teacher)[0].to(DEVICE), options.size
             student = create_student(
-                teacher,
+                self.task.load_model(options.teacher)[0].to(DEVICE),
                 *options.size,
                 dropout=0.0,
-                merge_layers="attention" not in layer_losses(teacher.config, width, heads),
+                merge_layers=True,
                 calibration_dataset=self.task.tokenize(rows, tokenizer),
                 processing_class=tokenizer,
             )

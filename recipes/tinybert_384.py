@@ -75,7 +75,11 @@ results = task_distillation(
     options.output_dir / task.name,
     student=student,
     fine_tuning={"num_train_epochs": min(3, epochs[1]), "weight_decay": 0.01, "warmup_steps": 0.1},
-    intermediate={"num_train_epochs": epochs[1], "learning_rate": 5e-5},
+    intermediate={
+        "num_train_epochs": epochs[1],
+        "learning_rate": 5e-5,
+        "loss_type": ["attention", "hidden", "embedding"],
+    },
     prediction={"num_train_epochs": epochs[2], "learning_rate": 2e-5},
     labels={"num_train_epochs": 0},
     augmentation=None,

@@ -84,7 +84,7 @@ def test_the_pipeline_trains_saves_and_describes_all_of_it(tmp_path, teacher):
     student = StackedForOrdinal.from_pretrained(tmp_path / "run/student")
     assert not any("distillation" in name for name in student.state_dict())
     intermediate, prediction = Lineage.from_config(student.config).stages
-    assert [loss.name for loss in intermediate.losses] == ["attention", "hidden", "embedding"]
+    assert [loss.name for loss in intermediate.losses] == ["hidden", "embedding"]
     (record,) = prediction.losses
     assert (record.name, record.weight, record.settings) == ("scaled_logits", 0.5, {"start": 2.0, "classes": 2})
     card = (tmp_path / "run/student/README.md").read_text(encoding="utf8")

@@ -22,8 +22,8 @@ from ..tasks import Task, TextClassification
 from ..training.arguments import DistillationArguments
 from ..training.checks import check_attention_heads
 from .dry_run import DRY_RUN, dry_run, memory_needed, time_needed
-from .phase import TRAINING
-from .recipe import Recipe, layer_losses
+from .phase import INTERMEDIATE, TRAINING
+from .recipe import Recipe, is_narrow
 from .task_rows import token_sequences
 
 CHECKED_ROWS = 2000
@@ -87,8 +87,8 @@ def diagnose(
     if model is None:
         return checks.made
     if not arguments.keys() & {"loss_type", "loss_weights", "loss_schedules"}:
-        sizes = model.config.hidden_size, model.config.num_attention_heads
-        args.loss_type = [*layer_losses(teacher.config, *sizes), *args.loss_type]
+        layers = INTERMEDIATE["loss_type"] if is_narrow(teacher.config, model.config.hidden_size) else []
+        args.loss_type = [*layers, *args.loss_type]
     if isinstance(student, Mapping) and init == "teacher":
         checks.run("initialisation", _initialisation, model, teacher, rows)
     checks.run("latency", _latency, model, rows)

@@ -11,7 +11,6 @@ from ..training.arguments import DISTILLATION_ARGUMENTS, DistillationArguments
 from ..training.checks import check_losses
 from .early_stopping import EarlyStopping
 
-INTERMEDIATE_LOSSES = ["attention", "hidden", "embedding"]
 TRAINING = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
@@ -24,11 +23,11 @@ TRAINING = {
 }
 FINE_TUNING = TRAINING | {"learning_rate": 5e-5}
 AUTO_DTYPE = {"teacher_dtype": "auto"}
-INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": INTERMEDIATE_LOSSES, "teacher_cache_gb": 5.0}
-PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "learning_rate": 2e-4, "eval_strategy": "epoch"}
+INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": ["hidden", "embedding"], "teacher_cache_gb": 5.0}
+PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "eval_strategy": "epoch"}
 LABELS = TRAINING | {"loss_type": ["task"], "eval_strategy": "epoch"}
 SELECTING = {"load_best_model_at_end": True, "metric_for_best_model": "score"}  # of the last phase
-GENERAL = TRAINING | {"loss_type": INTERMEDIATE_LOSSES, "save_strategy": "steps"}
+GENERAL = TRAINING | {"loss_type": ["attention", "hidden", "embedding"], "save_strategy": "steps"}
 
 
 @dataclass(frozen=True)

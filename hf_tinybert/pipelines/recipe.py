@@ -1,14 +1,12 @@
 """The default recipe of a task distillation: its phases, and how many variants and epochs so many rows are given."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..tasks import RandomWords
-from .phase import INTERMEDIATE_LOSSES
 
 MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
@@ -31,7 +29,7 @@ class Recipe:
         prediction_epochs: The epochs of the prediction phase.
         labels_epochs: The epochs of the labels phase.
         teacher_epochs: The epochs of the fine-tuning of a teacher.
-        layer_losses: The losses of the intermediate phase; none for no such phase.
+        learns_layers: Whether there is an intermediate phase.
     """
 
     copies: int
@@ -39,7 +37,7 @@ class Recipe:
     prediction_epochs: int
     labels_epochs: int
     teacher_epochs: int
-    layer_losses: Sequence[str] = ()
+    learns_layers: bool = False
 
     @classmethod
     def for_rows(
@@ -74,35 +72,21 @@ class Recipe:
     @property
     def intermediate_arguments(self) -> dict[str, Any]:
         """The arguments of the intermediate phase that differ from `INTERMEDIATE`."""
-        return {
-            "num_train_epochs": self.intermediate_epochs,
-            "loss_type": list(self.layer_losses),
-            "augmented": False,
-        }
+        return {"num_train_epochs": self.intermediate_epochs, "augmented": False}
 
     def augmentation(self, seed: int) -> RandomWords | None:
         """What makes the variants; None without any."""
         return RandomWords(self.copies, seed=seed) if self.copies else None
 
 
-def layer_losses(teacher: PreTrainedConfig, hidden_size: int, num_attention_heads: int) -> list[str]:
-    """The losses of the intermediate phase of a student, those of TinyBERT.
-
-    A student of less than half its teacher's width has such a phase. Its attention heads are compared if there are as
-    many as the teacher's.
+def is_narrow(teacher: PreTrainedConfig, hidden_size: int) -> bool:
+    """Whether a student is less than half as wide as its teacher, so that it learns the teacher's layers first.
 
     Args:
         teacher: The configuration of the teacher.
         hidden_size: The student's width.
-        num_attention_heads: The student's number of attention heads.
-
-    Returns:
-        Names of losses; none if there is no such phase.
     """
-    if hidden_size >= NARROW * teacher.hidden_size:
-        return []
-    equal = num_attention_heads == teacher.num_attention_heads
-    return [name for name in INTERMEDIATE_LOSSES if equal or name != "attention"]
+    return hidden_size < NARROW * teacher.hidden_size
 
 
 def _epochs(reads: int, rows: float) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..models.loading import load_config, load_tokenizer
@@ -15,7 +16,7 @@ from ..tasks import Augmentation, Task, TextClassification, UnlabelledText
 from ..tasks.transfer import TransferData
 from .early_stopping import EarlyStopping
 from .phase import model_names
-from .recipe import Recipe, layer_losses
+from .recipe import Recipe, is_narrow
 from .runs import claim, read_results, write_results
 from .task_phases import AUTO, PhaseArguments, TaskPhases
 from .task_rows import TaskRows, token_sequences
@@ -81,10 +82,10 @@ def task_distillation(
             with a teacher. None makes none.
         fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
-            others. Its default losses are "attention", "hidden" and "embedding", and up to 5 GB of the teacher's
-            activations are cached (`teacher_cache_gb`). Default "auto": such a phase on the rows without variants, if
-            there is one teacher and the student is less than half as wide; without "attention" if it has another
-            number of attention heads. None leaves it out. The mapping of a phase can also hold:
+            others. Its default losses are "hidden" and "embedding", and up to 5 GB of the teacher's activations are
+            cached (`teacher_cache_gb`). Default "auto": such a phase on the rows without variants, if there is one
+            teacher and the student is less than half as wide. None leaves it out. The mapping of a phase can also
+            hold:
 
             - `losses`: a list of `DistillationLoss` in place of `loss_type` and `loss_weights`.
             - `teacher`: teachers of this phase alone, a Hub id or folder, or a list of them.
@@ -217,17 +218,14 @@ def _recipe(
     _warn_of_truncation(rows.task, lengths)
     recipe = Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
     if len(teachers) == 1 and (labelled or rows.transfer_rows is not None):
-        return replace(recipe, layer_losses=_layer_losses(teachers[0], student))
+        return replace(recipe, learns_layers=_is_narrow(load_config(teachers[0]), student))
     return recipe
 
 
-def _layer_losses(teacher: str | Path, student: Mapping[str, Any] | str | Path) -> list[str]:
-    """The losses of the intermediate phase of the default recipe."""
-    config, names = load_config(teacher), ("hidden_size", "num_attention_heads")
+def _is_narrow(teacher: PreTrainedConfig, student: Mapping[str, Any] | str | Path) -> bool:
     if isinstance(student, Mapping):
-        return layer_losses(config, *(student.get(name) or getattr(config, name) for name in names))
-    start = load_config(student)
-    return layer_losses(config, start.hidden_size, start.num_attention_heads)
+        return is_narrow(teacher, student.get("hidden_size") or teacher.hidden_size)
+    return is_narrow(teacher, load_config(student).hidden_size)
 
 
 def _warn_of_truncation(task: Task, lengths: Sequence[int]) -> None:

@@ -83,7 +83,7 @@ class TaskPhases:
         common, label_epochs = {**task.evaluation_arguments, **shared}, {"num_train_epochs": recipe.labels_epochs}
         arguments: dict[str, dict[str, Any]] = {}
         if chosen.intermediate == AUTO:
-            if recipe.layer_losses and chosen.prediction.get("num_train_epochs") != 0:
+            if recipe.learns_layers and chosen.prediction.get("num_train_epochs") != 0:
                 arguments["intermediate"] = {**INTERMEDIATE, **recipe.intermediate_arguments, **common}
         elif chosen.intermediate is not None:
             arguments["intermediate"] = {**INTERMEDIATE, **common, **chosen.intermediate}

@@ -116,9 +116,13 @@ def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("heads", "losses"), [(4, ["attention", "hidden", "embedding"]), (3, ["hidden", "embedding"])]
+    ("chosen", "losses"),
+    [
+        ({}, ["hidden", "embedding"]),
+        ({"intermediate": {"loss_type": ["attention"], "augmented": False}}, ["attention"]),
+    ],
 )
-def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_path, heads, losses, monkeypatch):  # noqa: F811
+def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_path, chosen, losses, monkeypatch):  # noqa: F811
     merged, create_student = [], hf_tinybert.pipelines.task_run.create_student
 
     def record(*args, merge_layers, **kwargs):
@@ -126,9 +130,9 @@ def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_pat
         return create_student(*args, merge_layers=merge_layers, **kwargs)
 
     monkeypatch.setattr(hf_tinybert.pipelines.task_run, "create_student", record)
-    data, narrow = sentences(tmp_path), SIZE | {"hidden_size": 12, "num_attention_heads": heads}
+    data, narrow = sentences(tmp_path), SIZE | {"hidden_size": 12}
     save_classifier(base)
-    task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **QUICK)
+    task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **QUICK, **chosen)
     stages = Lineage.from_config(load(tmp_path / "out/student").config).stages
     assert [[loss.name for loss in stage.losses] for stage in stages] == [losses, ["prediction"], ["task"]]
     assert stages[0].augmentation is None
