@@ -28,7 +28,9 @@ options = parser.parse_args()
 
 
 def package(name: str) -> Path:
-    return Path(find_spec(name).submodule_search_locations[0])
+    if (spec := find_spec(name)) is None:
+        raise SystemExit(f"These sets need the package {name}: pip install {name}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def write(name: str, train: Rows, validation: Rows) -> None:
