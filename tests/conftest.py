@@ -67,6 +67,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
 
 
+@pytest.fixture(autouse=True)
+def _own_precision():
+    """`TrainingArguments(torch_compile=True)` turns TF32 on for the whole process if there is a GPU."""
+    yield
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"  # torch's default
+
+
 @pytest.fixture
 def cpu_capabilities(monkeypatch):
     """The instructions that torch says the CPU has; none of bfloat16 until a test sets them."""

@@ -258,7 +258,7 @@ def _squared_length(attention_mask: Tensor | None, length: int) -> Tensor | int:
 def _exact_matmul(tensor: Tensor) -> Iterator[None]:
     """Neither autocast nor TF32: the Gram form subtracts numbers that agree in their leading digits."""
     matmul = torch.backends.cuda.matmul
-    tf32 = tensor.is_cuda and matmul.fp32_precision == "tf32"
+    tf32, inherited = matmul.fp32_precision == "tf32", torch.backends.fp32_precision == "tf32"
     if tf32:
         matmul.fp32_precision = "ieee"
     try:
@@ -266,4 +266,4 @@ def _exact_matmul(tensor: Tensor) -> Iterator[None]:
             yield
     finally:
         if tf32:
-            matmul.fp32_precision = "tf32"
+            matmul.fp32_precision = "none" if inherited else "tf32"  # "none" follows torch.backends.fp32_precision

@@ -120,6 +120,16 @@ def test_autocast_changes_nothing(length):
     assert all(torch.equal(values, plain_values) for values, plain_values in zip(mixed, plain, strict=True))
 
 
+@pytest.mark.parametrize("setting", [torch.backends, torch.backends.cuda.matmul], ids=["global", "matmul"])
+def test_tf32_stays_as_it_was_set_and_can_be_turned_off(setting):
+    """`torch_compile` turns it on for all operations; afterwards `TrainingArguments(tf32=False)` turns it off."""
+    setting.fp32_precision = "tf32"
+    attention_score_mse(*torch.randn(4, 2, 2, 5, 8))
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    setting.fp32_precision = "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
 def test_score_matrices_give_the_same_loss():
     student_query, student_key, teacher_query, teacher_key = inputs(40, 8, 8)
     mask = padding(40)
