@@ -105,7 +105,8 @@ def diagnose(
             checks.run("memory", memory_needed, model, teacher, args, steps)
             counts = len(data.get("train", ())), len(transfer or ())
             tokens = sum(map(len, token_sequences(rows))) / len(rows)
-            recipe = Recipe.for_rows(*counts, None if isinstance(task, TextClassification) else 0, tokens)
+            copies = None if isinstance(task, TextClassification) else 0
+            recipe = Recipe.for_rows(*counts, copies, tokens, len(task.labels))
             checks.run("time", time_needed, recipe, *counts, args, steps)
     return checks.made
 

@@ -21,7 +21,6 @@ TRAINING = {
     "save_strategy": "epoch",
     "save_total_limit": 1,
 }
-FINE_TUNING = TRAINING | {"learning_rate": 5e-5}
 AUTO_DTYPE = {"teacher_dtype": "auto"}
 INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": ["hidden", "embedding"], "teacher_cache_gb": 5.0}
 PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "eval_strategy": "epoch"}

@@ -16,7 +16,7 @@ from ..tasks import Augmentation, Task, TextClassification, UnlabelledText
 from ..tasks.transfer import TransferData
 from .early_stopping import EarlyStopping
 from .phase import model_names
-from .recipe import Recipe, is_narrow
+from .recipe import Recipe, fine_tuning_rate, is_narrow
 from .runs import claim, read_results, write_results
 from .task_phases import AUTO, PhaseArguments, TaskPhases
 from .task_rows import TaskRows, token_sequences
@@ -52,7 +52,7 @@ def task_distillation(
     The student is initialised from the teacher and trained without dropout. If it is less than half as wide as the
     teacher, it first learns the teacher's layers (intermediate phase). It learns the teacher's logits on the rows, on
     the transfer rows and on random variants of both (prediction phase), then the labels of the rows (labels phase).
-    The numbers of variants and epochs follow from the number of rows (`Recipe`). A teacher without a
+    The numbers of variants and epochs follow from the numbers of rows and classes (`Recipe`). A teacher without a
     prediction head for the task is fine-tuned first. TinyBERT's own recipe (Jiao et al., 2020, section 3.2) is
     `intermediate={"num_train_epochs": 3}, labels={"num_train_epochs": 0}, augmentation=MaskedWords(...)`.
 
@@ -80,7 +80,8 @@ def task_distillation(
             written to `output_dir` first. For text classification and regression only.
         augmentation: Makes variants of the rows. Default "auto": `RandomWords`, for text classification and regression
             with a teacher. None makes none.
-        fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows.
+        fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows, and
+            its learning rate from the teacher's width: 5e-5 for 768, 1e-4 for 384.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
             others. Its default losses are "hidden" and "embedding", and up to 5 GB of the teacher's activations are
             cached (`teacher_cache_gb`). Default "auto": such a phase on the rows without variants, if there is one
@@ -216,9 +217,12 @@ def _recipe(
     sample = rows.sample()
     lengths = [len(ids) for ids in token_sequences(sample)]
     _warn_of_truncation(rows.task, lengths)
-    recipe = Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample))
+    recipe = Recipe.for_rows(labelled, unlabelled, copies, sum(lengths) / len(sample), len(rows.task.labels))
+    configs = [load_config(name) for name in teachers]
+    if configs:
+        recipe = replace(recipe, teacher_rate=fine_tuning_rate(configs))
     if len(teachers) == 1 and (labelled or rows.transfer_rows is not None):
-        return replace(recipe, learns_layers=_is_narrow(load_config(teachers[0]), student))
+        return replace(recipe, learns_layers=_is_narrow(configs[0], student))
     return recipe
 
 

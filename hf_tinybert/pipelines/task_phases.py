@@ -8,7 +8,7 @@ from typing import Any
 from ..tasks import Task
 from ..training.arguments import DistillationArguments
 from .early_stopping import EarlyStopping
-from .phase import FINE_TUNING, INTERMEDIATE, LABELS, PREDICTION, SELECTING, Phase
+from .phase import INTERMEDIATE, LABELS, PREDICTION, SELECTING, TRAINING, Phase
 from .recipe import Recipe
 
 AUTO = "auto"
@@ -102,7 +102,8 @@ class TaskPhases:
         distilling = (*(_distilling(name, folder / name, arguments[name]) for name in before), final)
         for phase in distilling:
             _check_reads(phase, has_labels, has_teacher)
-        fine_tuning = {**FINE_TUNING, "num_train_epochs": recipe.teacher_epochs, **common, **chosen.fine_tuning}
+        teacher = {"num_train_epochs": recipe.teacher_epochs, "learning_rate": recipe.teacher_rate}
+        fine_tuning = {**TRAINING, **teacher, **common, **chosen.fine_tuning}
         DistillationArguments(str(folder / "teacher"), **fine_tuning)  # raises before anything is trained
         baseline = {**SELECTING, **LABELS, **label_epochs, **common, **chosen.labels}
         return cls(

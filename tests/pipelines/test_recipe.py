@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, DistilBertConfig
 
 from hf_tinybert import RandomWords
-from hf_tinybert.pipelines.recipe import Recipe, is_narrow
+from hf_tinybert.pipelines.recipe import Recipe, fine_tuning_rate, is_narrow
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,17 @@ def test_epochs_follow_from_the_variants_that_there_are():
 def test_long_rows_count_for_several(tokens, copies, intermediate, prediction, labels, teacher):
     assert Recipe.for_rows(2_000, 0, tokens=10) == Recipe.for_rows(2_000, 0)
     assert Recipe.for_rows(2_000, 0, tokens=tokens) == Recipe(copies, intermediate, prediction, labels, teacher)
+
+
+def test_many_classes_are_read_more_often():
+    few, many = Recipe.for_rows(5_000, 0, classes=6), Recipe.for_rows(5_000, 0, classes=48)
+    assert few == Recipe.for_rows(5_000, 0)
+    assert many == replace(few, labels_epochs=10, teacher_epochs=10)
+
+
+def test_narrow_teachers_are_fine_tuned_at_a_higher_rate():
+    base, narrow = BertConfig(), BertConfig(hidden_size=384)
+    assert [fine_tuning_rate(teachers) for teachers in ([base], [narrow], [narrow, base])] == [5e-5, 1e-4, 5e-5]
 
 
 def test_students_of_less_than_half_the_width_are_narrow():

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from conftest import bert_config, build, word_tokenizer
+from datasets import Dataset, DatasetDict
 from short_runs import QUICK, SIZE, TWO_PHASES
 from toy_runs import (
     HalfLabels,
@@ -26,7 +27,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertFor
 
 import hf_tinybert.pipelines.task_rows
 import hf_tinybert.pipelines.task_run
-from hf_tinybert import GLUE, HiddenLoss, MaskedWords, PredictionLoss, TaskLoss, task_distillation
+from hf_tinybert import (
+    GLUE,
+    HiddenLoss,
+    MaskedWords,
+    PredictionLoss,
+    TaskLoss,
+    TextClassification,
+    task_distillation,
+)
 from hf_tinybert.lineage import Lineage
 
 TASK = GLUE["sst2"]
@@ -235,6 +244,20 @@ def test_losses_of_a_users_own_decide_by_what_they_read(base, tmp_path, monkeypa
     assert "half_labels_loss" in log_of(tmp_path / "labels/student")[0]
     (stage,) = Lineage.from_config(load(tmp_path / "labels/student").config).stages
     assert stage.teachers == []
+
+
+def test_epochs_follow_from_the_classes_and_the_rate_of_a_teacher_from_its_width(base, tmp_path):  # noqa: F811
+    """2,000 rows of 20 classes, one training step of each model."""
+    rows = sentences(tmp_path)["train"]
+    train = Dataset.from_dict({"text": rows["sentence"][:] * 100, "label": [f"class {i % 20}" for i in range(2000)]})
+    data = DatasetDict(train=train, validation=train.select(range(20)))
+    task, data = TextClassification.from_dataset(data)
+    chosen = {"student": SIZE, "init": "random", "augmentation": None, "prediction": {"num_train_epochs": 0}}
+    quick = {name: value for name, value in QUICK.items() if name != "num_train_epochs"} | {"max_steps": 1}
+    task_distillation(task, data, str(base), tmp_path / "out", **chosen, **quick)
+    phases = json.loads((tmp_path / "out/settings.json").read_text())["phases"]
+    assert [phases[name]["num_train_epochs"] for name in ("fine_tuning", "labels")] == [10, 10]  # of 2 classes: 3, 8
+    assert phases["fine_tuning"]["learning_rate"] == pytest.approx(5e-5 * 768 / 32)
 
 
 def test_losses_of_a_users_own_are_recorded(base, tmp_path):  # noqa: F811
