@@ -75,7 +75,7 @@ METHODS = {
         "intermediate": {"augmented": False, "loss_type": ["attention", "relation"]},
     },
     "at_once": {"transfer": True, "prediction": {"loss_type": [*LAYERS, "prediction"], "balance_losses": True}},
-    "labels_and_logits": {"transfer": True, "labels": {"loss_type": ["task", "prediction"]}},
+    "labels_at_last": {"transfer": True, "labels": {"loss_type": ["task"]}},
     "temperature_2": {"transfer": True, "prediction": {"temperature": 2.0}},
     "logit_error": {"transfer": True, "prediction": {"losses": [LogitError()]}},
     "standardised_logits": {"transfer": True, "prediction": {"losses": [StandardisedLogits()]}},

@@ -64,7 +64,8 @@ def student_flags() -> argparse.ArgumentParser:
     )
     phases("--intermediate", nargs="*", metavar="KEY=VALUE", help=layers)
     phases("--prediction", nargs="+", default=[], metavar="KEY=VALUE", help="distillation of the predictions")
-    phases("--labels", nargs="+", default=[], metavar="KEY=VALUE", help="training on the labels, after the others")
+    labels = "training on the labels and the predictions, after the others"
+    phases("--labels", nargs="+", default=[], metavar="KEY=VALUE", help=labels)
     baseline = "also train a second student from the same start on the labels alone"
     phases("--compare", choices=COMPARISONS, help=baseline)
     patience = "evaluations of the last phase without a better score after which it stops (default: never)"

@@ -25,6 +25,7 @@ AUTO_DTYPE = {"teacher_dtype": "auto"}
 INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": ["hidden", "embedding"], "teacher_cache_gb": 5.0}
 PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "eval_strategy": "epoch"}
 LABELS = TRAINING | {"loss_type": ["task"], "eval_strategy": "epoch"}
+LABELS_AND_LOGITS = AUTO_DTYPE | {"loss_type": ["task", "prediction"]}  # of the labels phase after a prediction phase
 SELECTING = {"load_best_model_at_end": True, "metric_for_best_model": "score"}  # of the last phase
 GENERAL = TRAINING | {"loss_type": ["attention", "hidden", "embedding"], "save_strategy": "steps"}
 

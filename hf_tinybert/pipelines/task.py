@@ -51,7 +51,8 @@ def task_distillation(
 
     The student is initialised from the teacher and trained without dropout. If it is less than half as wide as the
     teacher, it first learns the teacher's layers (intermediate phase). It learns the teacher's logits on the rows, on
-    the transfer rows and on random variants of both (prediction phase), then the labels of the rows (labels phase).
+    the transfer rows and on random variants of both (prediction phase), then the labels of the rows and still the
+    teacher's logits on them (labels phase).
     The numbers of variants and epochs follow from the numbers of rows and classes (`Recipe`). A teacher without a
     prediction head for the task is fine-tuned first. TinyBERT's own recipe (Jiao et al., 2020, section 3.2) is
     `intermediate={"num_train_epochs": 3}, labels={"num_train_epochs": 0}, augmentation=MaskedWords(...)`.
@@ -92,11 +93,12 @@ def task_distillation(
             - `teacher`: teachers of this phase alone, a Hub id or folder, or a list of them.
             - `augmented`: Whether it trains on the variants too; default True, in the labels phase False.
         prediction: The same of the prediction phase, whose default loss is "prediction".
-        labels: The same of the labels phase, whose default loss is "task". `num_train_epochs=0` leaves a phase out.
+        labels: The same of the labels phase, whose default losses are "task" and "prediction"; "task" alone without a
+            teacher or a prediction phase. `num_train_epochs=0` leaves a phase out.
         early_stopping: When the last phase stops before its last epoch, by its score on the first validation split;
             default never.
         compare: "labels" trains a second student from the same start on the labels alone, with the arguments of the
-            labels phase. A warning says if it is as good as the teacher.
+            labels phase, but no loss that reads a teacher. A warning says if it is as good as the teacher.
         arguments: `DistillationArguments` of all trainings, except those of the Hub, which are of the last phase alone
             (`hub_model_id`: default the name of `output_dir`).
 

@@ -8,11 +8,12 @@ from typing import Any
 from ..tasks import Task
 from ..training.arguments import DistillationArguments
 from .early_stopping import EarlyStopping
-from .phase import INTERMEDIATE, LABELS, PREDICTION, SELECTING, TRAINING, Phase
+from .phase import INTERMEDIATE, LABELS, LABELS_AND_LOGITS, PREDICTION, SELECTING, TRAINING, Phase
 from .recipe import Recipe
 
 AUTO = "auto"
 HUB = ("push_to_hub", "hub_")
+LOSS_ARGUMENTS = ("losses", "loss_type", "loss_weights", "loss_schedules", "balance_losses")
 PHASE_KEYS = ("losses", "teacher", "augmented")  # of a phase, beside DistillationArguments
 
 
@@ -91,6 +92,8 @@ class TaskPhases:
         arguments["prediction"] = {**prediction, **common, **chosen.prediction}
         if has_labels:
             own = {"augmented": False, "eval_on_start": True}
+            if has_teacher and arguments["prediction"]["num_train_epochs"]:
+                own |= LABELS_AND_LOGITS
             arguments["labels"] = {**LABELS, **label_epochs, **own, **common, **chosen.labels}
         *before, last = _names(arguments)
         if hub:
@@ -109,7 +112,7 @@ class TaskPhases:
         return cls(
             Phase("fine_tuning", folder / "teacher", fine_tuning),
             distilling,
-            _distilling("baseline", folder / "baseline", baseline) if compares else None,
+            _baseline(folder / "baseline", baseline) if compares else None,
         )
 
     @property
@@ -171,3 +174,12 @@ def _distilling(name: str, folder: Path, chosen: Mapping[str, Any]) -> Phase:
     return Phase.build(
         name, folder, arguments, chosen.get("losses"), chosen.get("teacher"), chosen.get("augmented", True)
     )
+
+
+def _baseline(folder: Path, chosen: Mapping[str, Any]) -> Phase:
+    """The labels phase on the labels alone: with the user's losses if none of them reads a teacher."""
+    own = chosen.get("losses") or ()
+    if not own or any(loss.reads - {"loss"} for loss in own):
+        others = {name: value for name, value in chosen.items() if name not in LOSS_ARGUMENTS}
+        chosen = {**others, "loss_type": LABELS["loss_type"]}
+    return _distilling("baseline", folder, chosen)

@@ -143,7 +143,11 @@ def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_pat
     save_classifier(base)
     task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **QUICK, **chosen)
     stages = Lineage.from_config(load(tmp_path / "out/student").config).stages
-    assert [[loss.name for loss in stage.losses] for stage in stages] == [losses, ["prediction"], ["task"]]
+    assert [[loss.name for loss in stage.losses] for stage in stages] == [
+        losses,
+        ["prediction"],
+        ["task", "prediction"],
+    ]
     assert stages[0].augmentation is None
     assert stages[0].data.rows == len(data["train"])
     assert merged == ["attention" not in losses]  # an attention loss compares heads of one layer each

@@ -52,7 +52,8 @@ def logits_of(folder, texts) -> torch.Tensor:
 def test_the_default_recipe_with_transfer_rows_and_the_baseline(teacher, tmp_path):
     data, rows = sentences(tmp_path), more_texts()
     run = partial(task_distillation, TASK, data, teacher, student=SIZE, **QUICK)
-    results = run(tmp_path / "out", transfer=rows, compare="labels")
+    weights = {"loss_weights": [1.0, 0.5]}
+    results = run(tmp_path / "out", transfer=rows, compare="labels", labels=weights)
     assert results == json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["seconds"]) == ["baseline", "prediction", "labels"]
     assert results["transfer"]["rows"] + results["transfer"]["duplicates"] == len(rows)
@@ -63,7 +64,9 @@ def test_the_default_recipe_with_transfer_rows_and_the_baseline(teacher, tmp_pat
     assert 5 * plain < prediction.data.rows == results["rows"] <= 11 * plain
     assert prediction.augmentation["method"] == "random_words"
     assert ([loss.name for loss in prediction.losses], prediction.teachers[0].model.name) == (["prediction"], "./base")
-    assert (labels.data.rows, labels.augmentation, labels.teachers) == (len(data["train"]), None, [])
+    assert [(loss.name, loss.weight) for loss in labels.losses] == [("task", 1.0), ("prediction", 0.5)]
+    assert (labels.data.rows, labels.augmentation) == (len(data["train"]), None)
+    assert labels.teachers[0].model.name == "./base"
 
     alone = run(tmp_path / "alone", transfer=rows, prediction=NO_PHASE)
     assert results["baseline"] == alone["student"]
