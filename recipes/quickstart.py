@@ -35,7 +35,7 @@ parser.add_argument("--rows", type=int, default=2400, help="rows with labels")
 parser.add_argument("--transfer_rows", type=int, default=8000, help="rows without labels; 3,000 other rows are tested")
 parser.add_argument("--copies", type=int, default=0, help="variants of each row")
 parser.add_argument("--epochs", type=float, default=2, help="of the teacher's answers")
-parser.add_argument("--label_epochs", type=float, default=4, help="of the labels")
+parser.add_argument("--label_epochs", type=float, default=2, help="of the labels")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
