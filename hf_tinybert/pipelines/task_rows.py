@@ -85,11 +85,10 @@ class TaskRows:
         """What a phase trains on: labelled rows if its losses read labels, otherwise all rows; with their variants if
         it is `augmented`; with the teachers' logits if its losses read them."""
         augmentation = self.augmentation if phase.augmented else None
-        plain = self.plain(labelled="loss" in phase.reads)
         parts = []
-        if plain is not None and (teachers or "logits" not in phase.reads):
-            rows = self.tokens(augmentation(plain, self.augmented) if augmentation else plain)
-            parts.append(self._with_logits(rows, phase, teachers) if "logits" in phase.reads else rows)
+        if teachers or "logits" not in phase.reads:
+            for rows in map(self.tokens, self._sources(augmentation, labelled="loss" in phase.reads)):
+                parts.append(self._with_logits(rows, phase, teachers) if "logits" in phase.reads else rows)
         if self.reads_soft_labels(phase):
             parts.append(self._soft_labelled())
         return replace(
@@ -97,6 +96,15 @@ class TaskRows:
             rows=_joined(parts),
             augmentation=augmentation.record if augmentation else None,
         )
+
+    def _sources(self, augmentation: Augmentation | None, labelled: bool) -> list[datasets.Dataset]:
+        """Rows and their variants, or, without variants, labelled rows and transfer rows apart: the logits of the
+        labelled rows, which two phases read, are then computed once."""
+        if augmentation is not None:
+            plain = self.plain(labelled)
+            return [] if plain is None else [augmentation(plain, self.augmented)]
+        sources = (self.data.get("train"), None if labelled else self.transfer_rows)
+        return [rows for rows in sources if rows is not None]
 
     def labelled(self) -> TrainingData:
         """The rows with labels, without variants."""

@@ -1,7 +1,7 @@
 """Whole runs with transfer rows, with and without labels, with and without a teacher, and the baseline beside them."""
 
 import json
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,28 @@ def test_the_default_recipe_with_transfer_rows_and_the_baseline(teacher, tmp_pat
     alone = run(tmp_path / "alone", transfer=rows, prediction=NO_PHASE)
     assert results["baseline"] == alone["student"]
     assert_same_weights(load(tmp_path / "out/baseline"), load(tmp_path / "alone/student"))
+
+
+def test_without_variants_the_teacher_labels_a_labelled_row_once(teacher, tmp_path, monkeypatch):
+    forward, read = BertForSequenceClassification.forward, []
+
+    @wraps(forward)
+    def counting(model, *inputs, **columns):
+        if model.config.hidden_size == 32:  # the teacher's
+            read.append(len(columns["input_ids"]))
+        return forward(model, *inputs, **columns)
+
+    def rows_read(folder, labels) -> int:
+        """The rows that the teacher reads in a whole run."""
+        folder.mkdir()
+        read.clear()
+        run = partial(task_distillation, TASK, sentences(folder), teacher, folder / "out", student=SIZE, **QUICK)
+        run(transfer=more_texts(), augmentation=None, labels=labels)
+        return sum(read)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", counting)
+    first_batch = QUICK["per_device_train_batch_size"]  # of each phase, whose cached logits the trainer checks
+    assert rows_read(tmp_path / "both", {}) == rows_read(tmp_path / "logits", NO_PHASE) + first_batch
 
 
 def test_text_alone(teacher, tmp_path):
