@@ -212,6 +212,7 @@ def test_a_pushed_card_names_the_commit_of_the_teacher(hub, teacher, tmp_path, b
     (stage,) = Lineage.from_config(pulled.config).stages
     assert stage.teachers[0].model == ModelRecord("user/teacher", commit)
     card = ModelCard.load("org/student")
+    assert hub.count("POST", "/validate-yaml")  # the server has accepted the card
     assert card.data.base_model == "user/teacher"
     assert 'model="org/student"' in card.text
 

@@ -72,6 +72,7 @@ def test_ship_the_quickstarts_student(hub, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "onnx/model.onnx"} <= set(files)
     assert not any("optimizer" in name or "projection" in name or "checkpoint" in name for name in files)
     card = ModelCard(files["README.md"].decode())
+    assert hub.count("POST", "/validate-yaml")  # the server has accepted the card
     (result,) = card.data.eval_results
     report = json.loads((tmp_path / "runs/ship/report.json").read_text())
     assert result.dataset_name == "films"
