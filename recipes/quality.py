@@ -161,7 +161,7 @@ def draw_curve() -> None:
         axes.set(xticks=ticks, xticklabels=[f"{rows:,}" for rows in ticks], xlim=(-200, 1.3 * ticks[-1]))
         axes.minorticks_off()
         axes.set(title=title, xlabel="transfer rows", ylabel="score")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(options.results / "transfer_rows.png", dpi=100)
 
 
