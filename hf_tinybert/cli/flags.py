@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from transformers.hf_argparser import string_to_bool
 
 from ..pipelines.data import KINDS
 from ..pipelines.task import COMPARISONS
@@ -56,7 +57,8 @@ def student_flags() -> argparse.ArgumentParser:
     add("--init", choices=INITS, default="teacher", help=inits)
     rows = "rows that --init teacher fits the student on (default: 2000)"
     add("--calibration_rows", type=int, default=2000, metavar="N", help=rows)
-    phases = parser.add_argument_group("phases", "DistillationArguments of one phase, as KEY=VALUE").add_argument
+    keys = "DistillationArguments of one phase, as KEY=VALUE; augmented=false leaves the variants of the rows out"
+    phases = parser.add_argument_group("phases", keys).add_argument
     phases("--fine_tuning", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning of the teacher")
     layers = (
         "distillation of the layers, before the others (default: of a student of less than half its teacher's width; "
@@ -111,8 +113,12 @@ def phase_arguments(pairs: list[str]) -> dict:
         parsed = yaml.safe_load(value)
         flags += [f"--{key}", *(map(str, parsed) if isinstance(parsed, list) else [value])]
     parser = flag_parser()
-    parser.allow_abbrev = False
-    arguments, unknown = parser.parse_known_args(flags)
+    parser.allow_abbrev = parser.exit_on_error = False
+    parser.add_argument("--augmented", type=string_to_bool, default=argparse.SUPPRESS)
+    try:
+        arguments, unknown = parser.parse_known_args(flags)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     if unknown:
         raise ValueError(f"DistillationArguments has no {unknown[0].removeprefix('--')!r}: correct the name.")
     return vars(arguments)

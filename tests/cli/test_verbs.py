@@ -59,11 +59,12 @@ def run(verb, *flags) -> int:
 
 def test_distil_then_evaluate_report_and_export(folder, capsys):
     flags = (*DATA, *SIZE, *QUICK, "--calibration_rows", 8, "--seed", 3, "--embedding_size", 8, "--dropout", 0)
-    flags += ("--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4")
+    flags += ("--teacher", "encoder", "--output_dir", "run", "--prediction", "learning_rate=3e-4", "augmented=false")
     assert run("distill", *flags, "--json") == 0
     results = json.loads(capsys.readouterr().out)
     settings = json.loads((folder / "run/settings.json").read_text())
     assert settings["phases"]["prediction"]["learning_rate"] == 3e-4
+    assert (settings["augmentation"]["copies"], results["rows"]) == (10, settings["rows"]["train"][0])
     assert settings["phases"]["labels"]["seed"] == 3
     student = AutoModelForSequenceClassification.from_pretrained("run/student")
     assert (student.config.hidden_size, student.config.id2label) == (16, {0: "bad", 1: "good"})
@@ -317,6 +318,10 @@ def test_doctor(folder, capsys):
         (
             ("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--prediction", "learning_rat=3"),
             "learning_rat",
+        ),
+        (
+            ("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--labels", "num_train_epochs=many"),
+            "argument --num_train_epochs",
         ),
         (("distill", "--config", "missing.yaml"), "missing.yaml"),
         (("push", "data", "--to", "user/x"), "config.json"),
