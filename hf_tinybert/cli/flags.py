@@ -104,7 +104,7 @@ def augmentation_flags(methods: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def phase_arguments(pairs: list[str]) -> dict:
+def phase_arguments(pairs: list[str], distils: bool = True) -> dict:
     """The arguments of a phase from KEY=VALUE flags, read as the flags --KEY VALUE are; a list is [a, b]."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"{wrong[0]!r} is not of the form KEY=VALUE, such as num_train_epochs=3.")
@@ -114,7 +114,8 @@ def phase_arguments(pairs: list[str]) -> dict:
         flags += [f"--{key}", *(map(str, parsed) if isinstance(parsed, list) else [value])]
     parser = flag_parser()
     parser.allow_abbrev = parser.exit_on_error = False
-    parser.add_argument("--augmented", type=string_to_bool, default=argparse.SUPPRESS)
+    if distils:
+        parser.add_argument("--augmented", type=string_to_bool, default=argparse.SUPPRESS)
     try:
         arguments, unknown = parser.parse_known_args(flags)
     except argparse.ArgumentError as error:

@@ -62,7 +62,7 @@ def distill(options: Options) -> Outcome:
         calibration_rows=options.calibration_rows,
         transfer=transfer_of(options, task),
         augmentation=augmentation_of(options),
-        fine_tuning=phase_arguments(options.fine_tuning),
+        fine_tuning=phase_arguments(options.fine_tuning, distils=False),
         intermediate="auto" if options.intermediate is None else phase_arguments(options.intermediate),
         prediction=phase_arguments(options.prediction),
         labels=phase_arguments(options.labels),

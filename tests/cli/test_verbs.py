@@ -323,6 +323,10 @@ def test_doctor(folder, capsys):
             ("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--labels", "num_train_epochs=many"),
             "argument --num_train_epochs",
         ),
+        (
+            ("distill", *DATA, "--teacher", "teacher", "--output_dir", "run", "--fine_tuning", "augmented=false"),
+            "DistillationArguments has no 'augmented'",
+        ),
         (("distill", "--config", "missing.yaml"), "missing.yaml"),
         (("push", "data", "--to", "user/x"), "config.json"),
         (("evaluate", "teacher", *DATA, "--metric", "pearson"), "choose of accuracy, f1, macro_f1"),
