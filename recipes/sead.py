@@ -76,6 +76,7 @@ results = task_distillation(
         "teacher_logits": options.teacher_logits,
         "loss_type": options.intermediate_losses,
         "relation_heads": options.relation_heads,
+        "augmented": True,
     },
     prediction={
         "teacher_weights": options.teacher_weights,

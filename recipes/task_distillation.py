@@ -81,6 +81,7 @@ results = task_distillation(
         "learning_rate": options.intermediate_learning_rate,
         "layer_mapping": options.layer_mapping,
         "teacher_cache_gb": options.teacher_cache_gb,
+        "augmented": True,
     },
     prediction={
         "num_train_epochs": options.prediction_epochs,

@@ -79,6 +79,7 @@ intermediate = {
     "learning_rate": options.intermediate_learning_rate,
     "loss_type": options.intermediate_losses,
     "layer_mapping": options.layer_mapping,
+    "augmented": True,
 }
 prediction = {
     "num_train_epochs": epochs[2],

@@ -95,7 +95,7 @@ results = task_distillation(
     options.output_dir / SQUAD_V2.name,
     student=student,
     augmentation=augmentation,
-    intermediate={"loss_type": ["attention", "hidden", "embedding"]},
+    intermediate={"loss_type": ["attention", "hidden", "embedding"], "augmented": True},
     prediction=prediction,
     labels={"num_train_epochs": 0},
     learning_rate=3e-5,

@@ -186,7 +186,8 @@ class ActivationCapture:
                 f"{type(self.model).__name__} did not return the hidden states of layers {self.hidden_layers}: "
                 "drop 'hidden' and 'embedding' from loss_type for this architecture."
             )
-        return hidden_states
+        # some models return all of them: what no loss reads is not kept, nor cached
+        return tuple(states if m in self.hidden_layers else None for m, states in enumerate(hidden_states))
 
 
 def _truncated(

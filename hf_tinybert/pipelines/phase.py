@@ -22,7 +22,11 @@ TRAINING = {
     "save_total_limit": 1,
 }
 AUTO_DTYPE = {"teacher_dtype": "auto"}
-INTERMEDIATE = TRAINING | AUTO_DTYPE | {"loss_type": ["hidden", "embedding"], "teacher_cache_gb": 5.0}
+INTERMEDIATE = (
+    TRAINING
+    | AUTO_DTYPE
+    | {"loss_type": ["hidden", "embedding"], "learning_rate": 4e-4, "augmented": False, "teacher_cache_gb": 5.0}
+)
 PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "eval_strategy": "epoch"}
 LABELS = TRAINING | {"loss_type": ["task"], "eval_strategy": "epoch"}
 LABELS_AND_LOGITS = AUTO_DTYPE | {"loss_type": ["task", "prediction"]}  # of the labels phase after a prediction phase

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -74,11 +73,6 @@ class Recipe:
             _label_epochs(max(LABELLED_READS, CLASS_READS * classes), labelled),
             _label_epochs(max(TEACHER_READS, CLASS_READS * classes), labelled),
         )
-
-    @property
-    def intermediate_arguments(self) -> dict[str, Any]:
-        """The arguments of the intermediate phase that differ from `INTERMEDIATE`."""
-        return {"num_train_epochs": self.intermediate_epochs, "augmented": False}
 
     def augmentation(self, seed: int) -> RandomWords | None:
         """What makes the variants; None without any."""

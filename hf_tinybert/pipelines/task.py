@@ -55,7 +55,8 @@ def task_distillation(
     teacher's logits on them (labels phase).
     The numbers of variants and epochs follow from the numbers of rows and classes (`Recipe`). A teacher without a
     prediction head for the task is fine-tuned first. TinyBERT's own recipe (Jiao et al., 2020, section 3.2) is
-    `intermediate={"num_train_epochs": 3}, labels={"num_train_epochs": 0}, augmentation=MaskedWords(...)`.
+    `intermediate={"num_train_epochs": 3, "augmented": True}, labels={"num_train_epochs": 0},
+    augmentation=MaskedWords(...)`.
 
     `output_dir` then holds `student`, the best epoch of the last phase by the task's score on the first validation
     split, and `student_last`, its last epoch, both with tokenizer and model card. If no epoch of the labels phase is
@@ -84,14 +85,14 @@ def task_distillation(
         fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows, and
             its learning rate from the teacher's width: 5e-5 for 768, 1e-4 for 384.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
-            others. Its default losses are "hidden" and "embedding", and up to 5 GB of the teacher's activations are
-            cached (`teacher_cache_gb`). Default "auto": such a phase on the rows without variants, if there is one
+            others. Its default losses are "hidden" and "embedding", its learning rate is 4e-4, and up to 5 GB of the
+            teacher's activations are cached (`teacher_cache_gb`). Default "auto": such a phase if there is one
             teacher and the student is less than half as wide. None leaves it out. The mapping of a phase can also
             hold:
 
             - `losses`: a list of `DistillationLoss` in place of `loss_type` and `loss_weights`.
             - `teacher`: teachers of this phase alone, a Hub id or folder, or a list of them.
-            - `augmented`: Whether it trains on the variants too; default True, in the labels phase False.
+            - `augmented`: Whether it trains on the variants too; default True in the prediction phase alone.
         prediction: The same of the prediction phase, whose default loss is "prediction".
         labels: The same of the labels phase, whose default losses are "task" and "prediction"; "task" alone without a
             teacher or a prediction phase. `num_train_epochs=0` leaves a phase out.

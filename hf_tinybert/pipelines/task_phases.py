@@ -83,11 +83,12 @@ class TaskPhases:
         shared = {name: value for name, value in chosen.shared.items() if name not in hub}
         common, label_epochs = {**task.evaluation_arguments, **shared}, {"num_train_epochs": recipe.labels_epochs}
         arguments: dict[str, dict[str, Any]] = {}
-        if chosen.intermediate == AUTO:
-            if recipe.learns_layers and chosen.prediction.get("num_train_epochs") != 0:
-                arguments["intermediate"] = {**INTERMEDIATE, **recipe.intermediate_arguments, **common}
-        elif chosen.intermediate is not None:
-            arguments["intermediate"] = {**INTERMEDIATE, **common, **chosen.intermediate}
+        layers = chosen.intermediate
+        if layers == AUTO:
+            layers = {} if recipe.learns_layers and chosen.prediction.get("num_train_epochs") != 0 else None
+        if layers is not None:
+            intermediate = INTERMEDIATE | {"num_train_epochs": recipe.intermediate_epochs}
+            arguments["intermediate"] = {**intermediate, **common, **layers}
         prediction = PREDICTION | {"num_train_epochs": recipe.prediction_epochs}
         arguments["prediction"] = {**prediction, **common, **chosen.prediction}
         if has_labels:

@@ -112,7 +112,8 @@ def test_layers_above_the_last_one_captured_do_not_run(name, batch):
     _, activations = captured(model, batch, [1], [0, 2], truncate=True)
     assert [m for m, _ in ran] == ([] if name == "albert" else [1, 2])  # ALBERT has no list of layers to shorten
     assert torch.equal(dense(activations.attentions[0]), dense(everything.attentions[0]))
-    assert activations.attentions[1] is None  # no loss reads it
+    assert activations.attentions[1] is None  # no loss reads them
+    assert activations.hidden_states[1] is None
     for m in (0, 2):
         assert torch.equal(activations.hidden_states[m], everything.hidden_states[m])
     ran.clear()

@@ -113,7 +113,7 @@ def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
         tmp_path / "out",
         student=SIZE,
         augmentation=augmentation(tmp_path),
-        intermediate={"teacher": [str(base), str(tmp_path / "classifier")], "augmented": False},
+        intermediate={"teacher": [str(base), str(tmp_path / "classifier")]},
         labels={"num_train_epochs": 0},
         **QUICK,
     )
@@ -125,13 +125,21 @@ def test_a_phase_has_teachers_and_rows_of_its_own(base, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("chosen", "losses"),
+    ("chosen", "losses", "augmented"),
     [
-        ({}, ["hidden", "embedding"]),
-        ({"intermediate": {"loss_type": ["attention"], "augmented": False}}, ["attention"]),
+        ({}, ["hidden", "embedding"], False),
+        ({"intermediate": {"loss_type": ["attention"]}}, ["attention"], False),
+        ({"intermediate": {"augmented": True}}, ["hidden", "embedding"], True),
     ],
 )
-def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_path, chosen, losses, monkeypatch):  # noqa: F811
+def test_a_student_of_less_than_half_the_width_learns_layers_first(
+    base,  # noqa: F811
+    tmp_path,
+    chosen,
+    losses,
+    augmented,
+    monkeypatch,
+):
     merged, create_student = [], hf_tinybert.pipelines.task_run.create_student
 
     def record(*args, merge_layers, **kwargs):
@@ -141,15 +149,18 @@ def test_a_student_of_less_than_half_the_width_learns_layers_first(base, tmp_pat
     monkeypatch.setattr(hf_tinybert.pipelines.task_run, "create_student", record)
     data, narrow = sentences(tmp_path), SIZE | {"hidden_size": 12}
     save_classifier(base)
-    task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **QUICK, **chosen)
+    quick = {name: value for name, value in QUICK.items() if name != "num_train_epochs"} | {"max_steps": 2}
+    task_distillation(TASK, data, str(base), tmp_path / "out", student=narrow, **quick, **chosen)
     stages = Lineage.from_config(load(tmp_path / "out/student").config).stages
     assert [[loss.name for loss in stage.losses] for stage in stages] == [
         losses,
         ["prediction"],
         ["task", "prediction"],
     ]
-    assert stages[0].augmentation is None
-    assert stages[0].data.rows == len(data["train"])
+    assert (stages[0].augmentation is not None) == augmented
+    assert (stages[0].data.rows > len(data["train"])) == augmented
+    settings = json.loads((tmp_path / "out/settings.json").read_text())["phases"]["intermediate"]
+    assert (settings["num_train_epochs"], settings["learning_rate"]) == (10, 4e-4)  # the defaults
     assert merged == ["attention" not in losses]  # an attention loss compares heads of one layer each
 
 
