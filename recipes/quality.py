@@ -69,11 +69,8 @@ METHODS = {
     "without_start": {"transfer": True, "init": "random"},
     "with_dropout": {"transfer": True, "dropout": 0.1},
     "without_layers": {"transfer": True, "intermediate": None},
-    "with_layers": {"transfer": True, "intermediate": {"augmented": False}},
-    "with_relations": {
-        "transfer": True,
-        "intermediate": {"augmented": False, "loss_type": ["attention", "relation"]},
-    },
+    "with_layers": {"transfer": True, "intermediate": {}},
+    "with_relations": {"transfer": True, "intermediate": {"loss_type": ["attention", "relation"]}},
     "at_once": {"transfer": True, "prediction": {"loss_type": [*LAYERS, "prediction"], "balance_losses": True}},
     "labels_at_last": {"transfer": True, "labels": {"loss_type": ["task"]}},
     "temperature_2": {"transfer": True, "prediction": {"temperature": 2.0}},
