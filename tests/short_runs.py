@@ -15,7 +15,8 @@ TESTS = Path(__file__).parent
 
 # of whole runs: the student's size, and arguments
 SIZE = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-TWO_PHASES = {"augmentation": None, "intermediate": {}, "labels": {"num_train_epochs": 0}}  # those of TinyBERT
+# those of TinyBERT
+TWO_PHASES = {"augmentation": None, "intermediate": {"augmented": True}, "labels": {"num_train_epochs": 0}}
 QUICK = {
     "num_train_epochs": 2,
     "per_device_train_batch_size": 8,

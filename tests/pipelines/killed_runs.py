@@ -61,7 +61,7 @@ def run(folder: Path):
         folder / OUT,
         student=SIZE | {"dropout": 0.1},
         augmentation=MaskedWords(masked_lm, tokenizer, copies=1, batch_tokens=64),
-        intermediate={"losses": [MappedState(), HiddenLoss()]},
+        intermediate={"losses": [MappedState(), HiddenLoss()], "augmented": True},
         save_strategy="steps",
         save_steps=2,
         eval_steps=2,

@@ -306,7 +306,7 @@ def long_run(folder, output_dir):
         folder / output_dir,
         student=SIZE | {"dropout": 0.1},
         augmentation=augmentation(folder),
-        intermediate={"losses": [MappedState(), HiddenLoss()]},
+        intermediate={"losses": [MappedState(), HiddenLoss()], "augmented": True},
         labels={"num_train_epochs": 0},
         save_strategy="steps",
         save_steps=2,
