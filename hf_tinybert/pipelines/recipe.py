@@ -10,13 +10,13 @@ from ..tasks import RandomWords
 
 MOST_COPIES = 10
 DISTILLED_ROWS = 100_000  # rows with their variants
-LAYER_READS = 68_000  # rows that the student reads in the intermediate phase, over all epochs
+LAYER_READS = 340_000  # rows that the student reads in the intermediate phase, over all epochs
 DISTILLED_READS = 200_000  # rows that the student reads in the prediction phase, over all epochs
 LABELLED_READS = 16_000  # rows that it reads in the labels phase, over all epochs
 TEACHER_READS = 6_000  # rows that a teacher reads in fine-tuning, over all epochs
 CLASS_READS = 1_000  # labelled rows that either of these reads for each class, if that is more
 TEACHER_RATE, BASE_WIDTH = 5e-5, 768  # the learning rate of the fine-tuning of a teacher of BERT-base's width
-MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 10, 3
+MOST_LAYER_EPOCHS, MOST_EPOCHS, FEWEST_LABEL_EPOCHS = 50, 10, 3
 NARROW = 0.5  # the share of the teacher's width below which a student has an intermediate phase
 SHORT_TOKENS = 40  # a longer row counts as several
 
@@ -50,10 +50,10 @@ class Recipe:
         """The recipe for so many rows.
 
         A row has up to 10 variants, fewer if that would be more than 100,000 rows. The intermediate phase reads about
-        68,000 rows, without variants, and the prediction phase about 200,000, each in 1 to 10 epochs. The labels phase
-        reads about 16,000, in 3 to 10 epochs, and the fine-tuning of a teacher about 6,000, in as many; both read at
-        least 1,000 for each class. If rows have more than 40 tokens on average, all these numbers are smaller in
-        proportion, so that the time of a run does not grow with the length of its rows.
+        340,000 rows, without variants, in 1 to 50 epochs, and the prediction phase about 200,000, in 1 to 10. The
+        labels phase reads about 16,000, in 3 to 10 epochs, and the fine-tuning of a teacher about 6,000, in as many;
+        both read at least 1,000 for each class. If rows have more than 40 tokens on average, all these numbers are
+        smaller in proportion, so that the time of a run does not grow with the length of its rows.
 
         Args:
             labelled: The number of rows with labels.
@@ -68,8 +68,8 @@ class Recipe:
             copies = max(0, min(MOST_COPIES, int(DISTILLED_ROWS // rows) - 1))
         return cls(
             copies,
-            _epochs(LAYER_READS, rows),
-            _epochs(DISTILLED_READS, rows * (1 + copies)),
+            _epochs(LAYER_READS, rows, MOST_LAYER_EPOCHS),
+            _epochs(DISTILLED_READS, rows * (1 + copies), MOST_EPOCHS),
             _label_epochs(max(LABELLED_READS, CLASS_READS * classes), labelled),
             _label_epochs(max(TEACHER_READS, CLASS_READS * classes), labelled),
         )
@@ -98,8 +98,8 @@ def is_narrow(teacher: PreTrainedConfig, hidden_size: int) -> bool:
     return hidden_size < NARROW * teacher.hidden_size
 
 
-def _epochs(reads: int, rows: float) -> int:
-    return max(1, min(MOST_EPOCHS, round(reads / rows)))
+def _epochs(reads: int, rows: float, most: int) -> int:
+    return max(1, min(most, round(reads / rows)))
 
 
 def _label_epochs(reads: int, labelled: float) -> int:

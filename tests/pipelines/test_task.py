@@ -160,7 +160,7 @@ def test_a_student_of_less_than_half_the_width_learns_layers_first(
     assert (stages[0].augmentation is not None) == augmented
     assert (stages[0].data.rows > len(data["train"])) == augmented
     settings = json.loads((tmp_path / "out/settings.json").read_text())["phases"]["intermediate"]
-    assert (settings["num_train_epochs"], settings["learning_rate"]) == (10, 4e-4)  # the defaults
+    assert (settings["num_train_epochs"], settings["learning_rate"]) == (50, 4e-4)  # the defaults
     assert merged == ["attention" not in losses]  # an attention loss compares heads of one layer each
 
 
