@@ -25,7 +25,7 @@ AUTO_DTYPE = {"teacher_dtype": "auto"}
 INTERMEDIATE = (
     TRAINING
     | AUTO_DTYPE
-    | {"loss_type": ["hidden", "embedding"], "learning_rate": 4e-4, "augmented": False, "teacher_cache_gb": 5.0}
+    | {"loss_type": ["hidden", "embedding"], "learning_rate": 4e-4, "augmented": False, "teacher_cache_gb": 10.0}
 )
 PREDICTION = TRAINING | AUTO_DTYPE | {"loss_type": ["prediction"], "eval_strategy": "epoch"}
 LABELS = TRAINING | {"loss_type": ["task"], "eval_strategy": "epoch"}

@@ -85,7 +85,7 @@ def task_distillation(
         fine_tuning: `DistillationArguments` of the fine-tuning of teachers; its epochs also follow from the rows, and
             its learning rate from the teacher's width: 5e-5 for 768, 1e-4 for 384.
         intermediate: `DistillationArguments` of a phase in which the student learns the teacher's layers, before the
-            others. Its default losses are "hidden" and "embedding", its learning rate is 4e-4, and up to 5 GB of the
+            others. Its default losses are "hidden" and "embedding", its learning rate is 4e-4, and up to 10 GB of the
             teacher's activations are cached (`teacher_cache_gb`). Default "auto": such a phase if there is one
             teacher and the student is less than half as wide. None leaves it out. The mapping of a phase can also
             hold:
