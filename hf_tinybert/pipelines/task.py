@@ -107,7 +107,8 @@ def task_distillation(
         `teacher`, `student`, `student_last` and `baseline`, the student that learned the labels alone: the metrics on
         each validation split (`teachers`: of every teacher); `parameters` and `megabytes` of teacher and student;
         `rows`, the number of rows of the phase that trained on most; `transfer`: the number of transfer rows, and of
-        those that were removed; `seconds` of each training. Also in `results.json`.
+        those that were removed; `seconds` of each training, without the fit of the start and without the teacher's
+        passes for cached activations and logits. Also in `results.json`.
 
     Raises:
         ValueError: If a teacher has other labels than the task, if there is nothing to learn from, if no phase has
