@@ -1,6 +1,6 @@
 """Data types by name, and "auto": bfloat16 where the device multiplies it natively and it changes little."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from accelerate import PartialState
@@ -83,3 +83,17 @@ def reason_against_bfloat16(changes: Mapping[str, float]) -> str | None:
     large = [f"{name} by {100 * change:.3g} %" for name, change in changes.items() if not change < LARGEST_CHANGE]
     allowed = f"less than {100 * LARGEST_CHANGE:g} % is allowed"
     return f"bfloat16 changes {', '.join(large)}, and {allowed}" if large else None
+
+
+def bfloat16_serves(models: Sequence[PreTrainedModel], changes: Callable[[], Mapping[str, float]]) -> bool:
+    """Whether "auto" brings models to bfloat16; if it does not, the log says why.
+
+    Args:
+        models: The models.
+        changes: Returns what bfloat16 changes, as `reason_against_bfloat16` takes it, equal in all processes. It is
+            called if the devices of all models multiply bfloat16 natively.
+    """
+    reason = reason_against_bfloat16(changes()) if native_to_all(models) else NOT_NATIVE
+    if reason is not None:
+        say_that_it_stays(reason)
+    return reason is None

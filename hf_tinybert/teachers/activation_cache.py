@@ -300,6 +300,25 @@ def _check_left_padding(layout: Layout, beside: Activations, alone: Activations)
             )
 
 
+def variance_lost(lower: Activations, full: Activations) -> float:
+    """The share of the variance over tokens that lower precision loses, of the part of a record that loses most.
+
+    Σ‖a' − a‖² / Σ‖a − ā‖², summed over real tokens, with the mean ā of a over them. It is infinite or not a number if
+    a is the same for every token, and 0 if there is no part.
+
+    Args:
+        lower: a', of the batch in lower precision.
+        full: a, of the same batch.
+    """
+    layout, real = Layout.from_activations(full), full.attention_mask.bool()
+    shares = [torch.tensor(0.0)]
+    for part in layout.parts if layout else ():
+        exact, rounded = (part.values(activations)[real].float() for activations in (full, lower))
+        variance = (exact - exact.mean(0)).square().sum()
+        shares.append(((rounded - exact).square().sum() / variance).cpu())
+    return torch.stack(shares).max().item()
+
+
 def check_same(cached: Activations, live: Activations) -> None:
     """Check that cached and live activations differ by no more than bf16 rounding explains.
 

@@ -151,6 +151,7 @@ class Ensemble:
         collate: Callable[[list[dict]], Mapping[str, Any]],
         budget_gb: float,
         worthwhile: bool,
+        dtype: str | None = None,
     ) -> datasets.Dataset:
         """Cache what is captured of each teacher, as far as the disk budget for all of them allows.
 
@@ -159,6 +160,7 @@ class Ensemble:
             collate: Rows → a batch on the device.
             budget_gb: Disk space for all teachers together, in 10⁹ bytes.
             worthwhile: Whether a cache that does not exist yet is to be made (`cache_activations`).
+            dtype: The data type that the teachers compute in (`Teacher.cache_rows`).
 
         Returns:
             `dataset`, with a column of row numbers if any teacher's activations are cached.
@@ -167,7 +169,7 @@ class Ensemble:
             if not teacher.captures:
                 continue
             with about_teacher(number, len(self.teachers)):
-                if teacher.cache_rows(dataset, collate, budget_gb, worthwhile):
+                if teacher.cache_rows(dataset, collate, budget_gb, worthwhile, dtype):
                     budget_gb -= teacher.cache.records.nbytes / 1e9
         cached = any(teacher.cache is not None for teacher in self.teachers)
         return dataset.add_column(TEACHER_ROW, np.arange(len(dataset))) if cached else dataset

@@ -14,16 +14,7 @@ from ..models.forward import forward_columns
 from ..models.prediction_heads import PredictionHead, prediction_head_of
 from ..models.row_checks import InputLimits, check_rows
 from ..models.weights import weights_digest
-from ..native_dtypes import (
-    AUTO,
-    NOT_NATIVE,
-    check_dtype,
-    mean_over_processes,
-    native_to_all,
-    reason_against_bfloat16,
-    say_that_it_stays,
-    target_dtype,
-)
+from ..native_dtypes import AUTO, bfloat16_serves, check_dtype, mean_over_processes, target_dtype
 from ..sharded_map import sharded_map
 from .ensemble import combine_logits, normalised
 from .teacher import TEACHER_LOGITS, lowered
@@ -124,16 +115,14 @@ def _decided_dtype(
     logits_and_mask: Callable[[], tuple[Tensor, Tensor | None]],
 ) -> str | None:
     """The data type that "auto" stands for: itself, or None if the teachers stay, with the reason in the log."""
-    reason = NOT_NATIVE
-    if native_to_all(teachers):
+
+    def changes() -> dict[str, float]:
         logits, mask = logits_and_mask()
         with _in_dtypes(teachers, [target_dtype(AUTO, model) for model in teachers]):
             lost = share_lost(logits_and_mask()[0], logits, head, mask)
-        reason = reason_against_bfloat16({"the logits": mean_over_processes(lost)})
-    if reason is None:
-        return AUTO
-    say_that_it_stays(reason)
-    return None
+        return {"the logits": mean_over_processes(lost)}
+
+    return AUTO if bfloat16_serves(teachers, changes) else None
 
 
 def share_lost(lower: Tensor, logits: Tensor, head: PredictionHead, attention_mask: Tensor | None) -> float:

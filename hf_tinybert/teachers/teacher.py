@@ -1,5 +1,6 @@
 """A teacher: loaded, frozen, placed, and asked only for what the losses read."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from ..layer_mapping import LayerMapping
 from ..models.capture import ActivationCapture
 from ..models.forward import forward_columns, same_modes
 from ..models.weights import weights_digest
-from .activation_cache import ActivationCache, cache_activations, check_same
+from ..native_dtypes import AUTO, bfloat16_serves, mean_over_processes, target_dtype
+from .activation_cache import ActivationCache, cache_activations, check_same, variance_lost
 
 logger = logging.get_logger(__name__)
 
 TEACHER_LOGITS, TEACHER_ROW = "teacher_logits", "teacher_row"
+DECIDING_ROWS = 16  # which decide the data type of the cache
 
 
 def place(model: PreTrainedModel, device: torch.device) -> None:
@@ -92,6 +95,7 @@ class Teacher:
     def __init__(self, model: PreTrainedModel, layer_mapping: LayerMapping, weight: float = 1.0):
         self.model, self.layer_mapping, self.weight = model, layer_mapping, weight
         self.cache: ActivationCache | None = None
+        self.cached_lower = False  # whether the cache holds what the model computes in lower precision
 
     @contextmanager
     def reading(
@@ -205,8 +209,17 @@ class Teacher:
         collate: Callable[[list[dict]], Mapping[str, Any]],
         budget_gb: float,
         worthwhile: bool,
+        dtype: str | None = None,
     ) -> bool:
         """Cache what is captured of `dataset` on disk, and read it from there from now on.
+
+        Args:
+            dataset: The training rows.
+            collate: Rows → a batch on the device.
+            budget_gb: Disk space, in 10⁹ bytes.
+            worthwhile: Whether a cache that does not exist yet is to be made.
+            dtype: The data type that the model computes in; default as it is. "auto" is bfloat16 if that is native to
+                the device and loses less than 0.1 % of the variance on rows from all over the data (`variance_lost`).
 
         Returns:
             Whether there is a cache (`cache_activations`); if not, the reason is in the log.
@@ -216,13 +229,31 @@ class Teacher:
             logger.warning(f"Teacher activations are not cached: {reason}.")
             return False
         depends = [self.capture.attention_layers, self.capture.hidden_layers, self.capture.values, self.columns]
-        with self.execution.autocast():
-            device = self.model.device.type
-            depends += [self.model.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
-        key = f"{weights_digest(self.model)} {depends}"
-        run = partial(self.run, head=False)
-        self.cache = cache_activations(run, dataset, collate, key, budget_gb, worthwhile)
+        digest, target = weights_digest(self.model), self._dtype_of_cache(dtype, dataset, collate)
+        with lowered(self.model, target) if target else nullcontext():
+            with self.execution.autocast():
+                device = self.model.device.type
+                depends += [self.model.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
+            run = partial(self.run, head=False)
+            self.cache = cache_activations(run, dataset, collate, f"{digest} {depends}", budget_gb, worthwhile)
+        self.cached_lower = target is not None and self.cache is not None
         return self.cache is not None
+
+    def _dtype_of_cache(self, dtype: str | None, dataset: datasets.Dataset, collate) -> torch.dtype | None:
+        """The data type to bring the model to for the cache; None if it stays as it is."""
+        target = dtype and target_dtype(dtype, self.model)
+        if not target or dtype != AUTO:
+            return target
+
+        def changes() -> dict[str, float]:
+            rows = range(0, len(dataset), math.ceil(len(dataset) / DECIDING_ROWS))
+            batch = collate([dataset[row] for row in rows])
+            full = self.run(batch, head=False)
+            with lowered(self.model, target):
+                lost = variance_lost(self.run(batch, head=False), full)
+            return {"the cached activations": mean_over_processes(lost)}
+
+        return target if bfloat16_serves([self.model], changes) else None
 
     def _reason_against_cache(self, dataset: Any) -> str | None:
         columns = getattr(dataset, "column_names", None) or ()

@@ -154,9 +154,9 @@ class DistillationRun:
             self.companions.join(self.student)
         if not self.args.teacher_cache_gb:
             return dataset
-        return self.teachers.cache_activations(
-            dataset, collate, self.args.teacher_cache_gb, self._epochs(dataset) >= WORTHWHILE_EPOCHS
-        )
+        worthwhile = self._epochs(dataset) >= WORTHWHILE_EPOCHS
+        budget_gb, dtype = self.args.teacher_cache_gb, self.args.teacher_dtype
+        return self.teachers.cache_activations(dataset, collate, budget_gb, worthwhile, dtype)
 
     def save(self, folder: str) -> None:
         """Write into a checkpoint what `resume` needs, and which training it is of."""
@@ -329,7 +329,8 @@ class DistillationRun:
         teaching, changes = lower_teachers(self.teachers, dtype, decided, inputs, teaching, losses)
         self.dtype_errors = {f"{name}_dtype_error": change for name, change in changes.items()}
         if dtype == AUTO:
-            replace_last_stage(self.student.config, replace(stage, teacher_dtype="bfloat16" if changes else None))
+            lower = bool(changes) or any(teacher.cached_lower for teacher in self.teachers.teachers)
+            replace_last_stage(self.student.config, replace(stage, teacher_dtype="bfloat16" if lower else None))
         return teaching
 
     def _balance(self, values: Mapping[str, Tensor]) -> None:
