@@ -8,7 +8,7 @@ import torch
 from conftest import pad, rows
 
 from hf_tinybert.activations import Activations, QueryKey
-from hf_tinybert.teachers.activation_cache import cache_activations
+from hf_tinybert.teachers.activation_cache import cache_activations, variance_lost
 
 DATA = rows(40)
 
@@ -86,3 +86,24 @@ def test_two_runs_at_once_do_not_disturb_each_other():
     _other_run()
     other.join()
     assert other.exitcode == 0
+
+
+def test_the_variance_lost_is_that_of_real_tokens_and_of_the_worst_part():
+    batch = pad(list(DATA.select(range(5))))
+    exact, real = forward(batch), batch["attention_mask"].bool()
+    noise = torch.randn(exact.attentions[1].key.shape, generator=torch.Generator().manual_seed(0))
+    query, key, value = exact.attentions[1].vectors
+    states = exact.hidden_states[0].clone()
+    states[~real] += 9.0  # padding, which does not count
+    states[0, 0, 0] += 0.5
+    rounded = Activations(
+        batch["attention_mask"], None, (states, None, None), {}, (None, QueryKey(query, key + noise, 0.5, value))
+    )
+    record = torch.cat([x.transpose(1, 2).flatten(2)[real] for x in (query, key, value)], -1).double()
+    loss = noise.transpose(1, 2).flatten(2)[real].double().square().sum()
+    expected = loss / (record - record.mean(0)).square().sum()
+    assert variance_lost(rounded, exact) == pytest.approx(expected.item(), rel=1e-5)
+    assert variance_lost(exact, exact) == 0
+    constant = Activations(batch["attention_mask"], None, (torch.ones(*real.shape, 4),))
+    assert not variance_lost(constant, constant) < 1e-3  # not a number
+    assert variance_lost(Activations(), Activations(batch["attention_mask"])) == 0

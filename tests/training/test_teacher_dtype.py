@@ -111,6 +111,35 @@ def test_a_teacher_whose_logits_are_cached_does_not_run_and_stays(tmp_path, stud
     assert {*dtypes} == {torch.float32}
 
 
+CACHED = {"max_steps": 4, "loss_type": ["attention", "hidden"], "teacher_cache_gb": 1.0}
+# of a teacher whose cache an earlier run has made: for the projections, to decide, and in the check of the first step
+DECIDING = [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_cached_activations_that_lose_little_are_computed_in_bfloat16(tmp_path, student, teacher, dtypes, native):
+    named = distil(tmp_path / "named", copy.deepcopy(student), teacher, teacher_dtype="bfloat16", **CACHED)
+    assert torch.bfloat16 in dtypes
+    dtypes.clear()
+    run = distil(tmp_path / "auto", student, teacher, teacher_dtype="auto", **CACHED)
+    assert dtypes == DECIDING
+    assert_same_run(run, named, rtol=0, atol=0)
+    assert decision(student) == "bfloat16"
+    assert teacher.dtype == torch.float32
+
+
+def test_cached_activations_that_lose_much_are_computed_as_the_teacher_is_loaded(
+    tmp_path, student, teacher, dtypes, native, monkeypatch, warned
+):
+    monkeypatch.setattr(LARGEST_CHANGE, 1e-9)
+    plain = distil(tmp_path / "plain", copy.deepcopy(student), teacher, **CACHED)
+    dtypes.clear()
+    run = distil(tmp_path / "auto", student, teacher, teacher_dtype="auto", **CACHED)
+    assert dtypes == DECIDING
+    assert_same_run(run, plain, rtol=0, atol=0)
+    assert decision(student) is None
+    assert "stays as it is loaded: bfloat16 changes the cached activations by " in warned()
+
+
 def test_equal_losses_have_not_changed_whatever_they_are():
     before = {"task_loss": torch.tensor(0.0), "hidden_loss": torch.tensor(0.0), "attention_loss": torch.tensor(2.0)}
     after = {"task_loss": torch.tensor(0.0), "hidden_loss": torch.tensor(0.1), "attention_loss": torch.tensor(1.5)}
