@@ -141,6 +141,7 @@ class Teacher:
                 yield
         finally:
             self.cache = self._whole = self._encoder = None
+            self.cached_lower = False
 
     def lower(self, dtype: torch.dtype) -> None:
         """Bring the model to `dtype` until `restore`, or for the rest of the time in which it is `reading`."""
