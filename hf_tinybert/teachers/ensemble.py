@@ -151,7 +151,7 @@ class Ensemble:
         collate: Callable[[list[dict]], Mapping[str, Any]],
         budget_gb: float,
         worthwhile: bool,
-        dtype: str | None = None,
+        dtype: str | None,
     ) -> datasets.Dataset:
         """Cache what is captured of each teacher, as far as the disk budget for all of them allows.
 

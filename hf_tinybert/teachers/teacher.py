@@ -210,7 +210,7 @@ class Teacher:
         collate: Callable[[list[dict]], Mapping[str, Any]],
         budget_gb: float,
         worthwhile: bool,
-        dtype: str | None = None,
+        dtype: str | None,
     ) -> bool:
         """Cache what is captured of `dataset` on disk, and read it from there from now on.
 
@@ -219,7 +219,7 @@ class Teacher:
             collate: Rows → a batch on the device.
             budget_gb: Disk space, in 10⁹ bytes.
             worthwhile: Whether a cache that does not exist yet is to be made.
-            dtype: The data type that the model computes in; default as it is. "auto" is bfloat16 if that is native to
+            dtype: The data type that the model computes in; None for its own. "auto" is bfloat16 if that is native to
                 the device and loses less than 0.1 % of the variance on rows from all over the data (`variance_lost`).
 
         Returns:
